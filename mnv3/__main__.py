@@ -1,0 +1,5 @@
+"""`python -m mnv3`."""
+
+from .cli import main
+
+raise SystemExit(main())

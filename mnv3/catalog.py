@@ -1,0 +1,219 @@
+"""Every published checkpoint of the family, one frozen record each: where it is, how to check it, how to feed it.
+
+timm's default_cfgs, the Hub client, `mnv3 list` and the README table are made from these records. A tag without weights
+is not here. Sources: repositories and preprocessing as timm 1.0.31 and torchvision 0.29.1 state them (a test compares);
+top-1 of timm's checkpoints on ImageNet-1k val at 224 px from its results/results-imagenet.csv at commit 7479d451 (ra4:
+its model cards), of torchvision's from the metadata of its weights. Revisions and hashes were read from public pins
+of these files; where no full one was found the revision is None, the branch `main` is taken, and the file is checked
+against the SHA-256 that the Hub states for it. Standard library only.
+"""
+
+from dataclasses import dataclass
+
+from .arch import VARIANTS
+from .errors import choices
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HALF = (0.5, 0.5, 0.5)
+WEIGHTS_FILE = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One file of weights for one registered name.
+
+    Exactly one of `repo` (on the Hugging Face Hub) and `url` says where it is. `sha256` is the whole digest or, for a
+    URL, at least the prefix in its file name. Accuracies are per cent on ImageNet-1k val unless `data` says otherwise.
+    """
+
+    arch: str
+    tag: str
+    repo: str | None = None
+    revision: str | None = None
+    url: str | None = None
+    sha256: str | None = None
+    num_classes: int = 1000
+    input_size: tuple[int, int, int] = (3, 224, 224)
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    interpolation: str = "bicubic"
+    crop_pct: float = 0.875
+    test_input_size: tuple[int, int, int] | None = None
+    test_crop_pct: float | None = None
+    license: str = "apache-2.0"
+    top1: float | None = None
+    origin: str = "https://github.com/huggingface/pytorch-image-models"
+
+    @property
+    def name(self) -> str:
+        """`arch.tag`, as timm and `mnv3` take it."""
+        return f"{self.arch}.{self.tag}"
+
+
+def _timm(
+    arch: str, tag: str, name: str, revision: str | None = None, sha256: str | None = None, **fields
+) -> Checkpoint:
+    """A repository of timm's on the Hub."""
+    return Checkpoint(arch, tag, repo=f"timm/{name}.{tag}", revision=revision, sha256=sha256, **fields)
+
+
+def _tf(arch: str, name: str, revision: str | None, top1: float) -> Checkpoint:
+    """timm's port of one of TensorFlow's checkpoints."""
+    origin = "https://github.com/tensorflow/models/tree/master/research/slim/nets/mobilenet"
+    return _timm(arch, "in1k", name, revision, mean=HALF, std=HALF, interpolation="bilinear", top1=top1, origin=origin)
+
+
+def _torchvision(arch: str, tag: str, file: str, sha256: str, top1: float, crop_pct: float = 0.875) -> Checkpoint:
+    """A file of torchvision's."""
+    return Checkpoint(
+        arch,
+        tag,
+        url=f"https://download.pytorch.org/models/{file}",
+        sha256=sha256,
+        interpolation="bilinear",
+        crop_pct=crop_pct,
+        license="bsd-3-clause",
+        top1=top1,
+        origin="https://github.com/pytorch/vision",
+    )
+
+
+# The first record of an arch is its default: of the best on the Hub, the one with ImageNet's usual mean and std, which
+# users of torch.hub type in by habit.
+CATALOG: tuple[Checkpoint, ...] = (
+    _timm(
+        "mnv3_large",
+        "ra_in1k",
+        "mobilenetv3_large_100",
+        "96f46a1c52932f27492dff66c72378eb99b443a7",
+        "f425af34cc1cead2b5d6211f789a1f30b94835dc32f9c0fcc5a916e4fd2dde85",
+        top1=75.786,
+    ),
+    _timm(
+        "mnv3_large",
+        "ra4_e3600_r224_in1k",
+        "mobilenetv3_large_100",
+        "26a545b7c557e54fa13caff7e76da391f6bcbc1a",
+        "bd595a2d59301fc6264c4aabb203f93ec17b0aa7bdd7532c8d9e1cf07dfc9bdc",
+        mean=HALF,
+        std=HALF,
+        crop_pct=0.95,
+        test_input_size=(3, 256, 256),
+        test_crop_pct=1.0,
+        top1=76.310,
+    ),
+    _timm(
+        "mnv3_large",
+        "miil_in21k_ft_in1k",
+        "mobilenetv3_large_100",
+        None,
+        "436a40242a4b102d92dd5f0d6fc9e15c23aafc45dfa3a8cf00a0353c4f854eb0",
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        interpolation="bilinear",
+        top1=77.910,
+        origin="https://github.com/Alibaba-MIIL/ImageNet21K",
+    ),
+    _timm(
+        "mnv3_large",
+        "miil_in21k",
+        "mobilenetv3_large_100",
+        "b47a59642b7b988108c44f31f36772c5790c7517",
+        num_classes=11221,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        interpolation="bilinear",
+        origin="https://github.com/Alibaba-MIIL/ImageNet21K",
+    ),
+    _torchvision(
+        "mnv3_large",
+        "tv2_in1k",
+        "mobilenet_v3_large-5c1a4163.pth",
+        "5c1a416349c4cf298f2a6a5e2600ed0ee55e604713578f5e74e6bc8bcaef7997",
+        top1=75.274,
+        crop_pct=0.965,  # torchvision resizes to 232 for a crop of 224
+    ),
+    _torchvision(
+        "mnv3_large",
+        "tv_in1k",
+        "mobilenet_v3_large-8738ca79.pth",
+        "8738ca797c879b547d18bbd15da5736ff2557b2036a9af72225393ca61759a04",
+        top1=74.042,
+    ),
+    _timm(
+        "mnv3_small",
+        "lamb_in1k",
+        "mobilenetv3_small_100",
+        "1824797e7887cbec1990e4adbd6675960a36c589",
+        "46d2c063b18125884c48937afa4c49e18128869e52e8db96df48bf0a4d7ff697",
+        top1=67.638,
+    ),
+    _torchvision(
+        "mnv3_small",
+        "tv_in1k",
+        "mobilenet_v3_small-047dcff4.pth",
+        "047dcff4addef86ea5bc2eff13c9614dc11f47ab1160d0a71a25e7db994f4e1f",
+        top1=67.668,
+    ),
+    _timm(
+        "mnv3_small_075",
+        "lamb_in1k",
+        "mobilenetv3_small_075",
+        "fa65a043c25690a5779ff856052a5ae55ec03eda",
+        "c56c9ffc148d94301a477d5678e6802d0251b22ff23376c396eacd737edad0b7",
+        top1=65.266,
+    ),
+    _timm(
+        "mnv3_small_050",
+        "lamb_in1k",
+        "mobilenetv3_small_050",
+        "f58e7345afe2832abd6f81cc60f67cd1ddf7ce00",
+        "2e3f6937afd4b3704450518a2710168775d6c70ebfb7a0e9aaf06200c6fbe0c4",
+        top1=57.924,
+    ),
+    _tf("mnv3_large_tf", "tf_mobilenetv3_large_100", None, 75.514),
+    _tf("mnv3_small_tf", "tf_mobilenetv3_small_100", "eba2bbe6f862c995a61fc3862f3ceebb5d5684a1", 67.932),
+    _tf("mnv3_large_075_tf", "tf_mobilenetv3_large_075", "b1c1e44af126225ee71496e7a1f77eae95529ae3", 73.448),
+    _tf("mnv3_small_075_tf", "tf_mobilenetv3_small_075", None, 65.732),
+    _tf("mnv3_large_minimal_tf", "tf_mobilenetv3_large_minimal_100", None, 72.270),
+    _tf("mnv3_small_minimal_tf", "tf_mobilenetv3_small_minimal_100", None, 62.894),
+)
+
+
+def checkpoints(arch: str) -> list[Checkpoint]:
+    """The checkpoints of a registered name, the default first; none where no weights are published."""
+    return [record for record in CATALOG if record.arch == arch]
+
+
+def split_name(name: str) -> tuple[str, str | None]:
+    """'arch.tag' or 'arch' to its parts, both known.
+
+    Raises:
+        ValueError: There is no such arch, or no such tag of it; the message has the near misses and the list.
+    """
+    arch, _, tag = name.partition(".")
+    if arch not in VARIANTS:
+        raise ValueError(f"unknown model {arch!r}. {choices(arch, VARIANTS)}")
+    if not tag:
+        return arch, None
+    find(arch, tag)
+    return arch, tag
+
+
+def find(arch: str, tag: str | None = None) -> Checkpoint:
+    """The checkpoint of an arch by its tag, or its default.
+
+    Raises:
+        ValueError: No weights are published for the arch, or none under this tag.
+    """
+    records = checkpoints(arch)
+    if not records:
+        with_weights = dict.fromkeys(record.arch for record in CATALOG)
+        raise ValueError(
+            f"no pretrained weights are published for {arch}: use pretrained=False, or one that has them: "
+            f"{', '.join(with_weights)}"
+        )
+    for record in records:
+        if tag in (None, record.tag):
+            return record
+    raise ValueError(f"unknown tag {tag!r} of {arch}. {choices(str(tag), [record.tag for record in records])}")

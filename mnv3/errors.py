@@ -1,0 +1,20 @@
+"""The errors that mnv3 raises for its users, and how it writes a list of choices into them."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class WeightsError(RuntimeError):
+    """A file of weights is damaged, does not belong to the model, or could not be had.
+
+    The message names the file or repository, what was expected, what was found, and how to mend it.
+    """
+
+
+def choices(given: str, allowed: Iterable[str], *, limit: int = 20) -> str:
+    """Near misses of `given` first, then the allowed names, as the tail of an error message."""
+    allowed = list(allowed)
+    near = difflib.get_close_matches(given, allowed, n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    more = f" and {len(allowed) - limit} more" if len(allowed) > limit else ""
+    return f"{hint}Allowed: {', '.join(allowed[:limit])}{more}."

@@ -1,0 +1,173 @@
+"""Published weights: find, fetch, verify.
+
+A file of the Hub or of a URL is checked against its SHA-256 and, if damaged, fetched again once. What cannot be had
+raises `WeightsError` with the reason; nothing here answers with other weights than those asked for.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .catalog import CATALOG, WEIGHTS_FILE, Checkpoint
+from .errors import WeightsError
+from .files import damage, digest, weights_in
+
+PACKAGE = Path(__file__).resolve().parent
+LOCAL_WEIGHTS = (PACKAGE / "weights", PACKAGE.parent / "weights")  # in a wheel; in a checkout or a torch.hub copy
+
+
+def fetch(record: Checkpoint, *, cache_dir: str | os.PathLike | None = None) -> Path:
+    """A checkpoint of the catalog as a verified local file, downloaded if need be.
+
+    Args:
+        record: Which one.
+        cache_dir: Where to keep downloads; by default the Hub's cache (HF_HOME) or torch.hub's (TORCH_HOME).
+
+    Raises:
+        WeightsError: It cannot be had, or is damaged also after a second download.
+    """
+    if local := local_folder(record):
+        return local / WEIGHTS_FILE
+    if record.repo:
+        return fetch_hub(record.repo, revision=record.revision, sha256=record.sha256, cache_dir=cache_dir)
+    return fetch_url(record.url, sha256=record.sha256, cache_dir=cache_dir)
+
+
+def local_folder(record: Checkpoint) -> Path | None:
+    """The folder of a checkpoint that ships with this copy of mnv3, if it does and its hash fits."""
+    for weights in LOCAL_WEIGHTS:
+        file = weights / record.name / WEIGHTS_FILE
+        if record.sha256 and file.is_file() and digest(file) == record.sha256:
+            return file.parent
+    return None
+
+
+def fetch_hub(
+    repo: str,
+    filename: str = WEIGHTS_FILE,
+    *,
+    revision: str | None = None,
+    sha256: str | None = None,
+    cache_dir: str | os.PathLike | None = None,
+) -> Path:
+    """A file of a Hub repository, verified; see `fetch`. Without `sha256`, the digest that the Hub states is taken."""
+
+    def download(force: bool) -> Path:
+        from huggingface_hub import hf_hub_download  # here, so that a setting made after `import mnv3` still counts
+
+        try:
+            path = hf_hub_download(
+                repo,
+                filename,
+                revision=revision,
+                cache_dir=cache_dir,
+                force_download=force,
+                endpoint=os.environ.get("HF_ENDPOINT") or None,
+                local_files_only=_offline() and not force,
+                library_name="mnv3",
+            )
+        except Exception as error:  # the client, httpx and the file system each have their own
+            raise WeightsError(_hub_problem(error, repo, filename, revision)) from error
+        return Path(path)
+
+    return _verified(download, lambda path: sha256 or _stated_digest(path), f"{filename} of {repo}")
+
+
+def fetch_url(url: str, *, sha256: str | None = None, cache_dir: str | os.PathLike | None = None) -> Path:
+    """A file behind a URL, verified, in torch.hub's folder of checkpoints; see `fetch`."""
+    folder = Path(cache_dir) if cache_dir else Path(torch.hub.get_dir()) / "checkpoints"
+    path = folder / url.rpartition("/")[2]
+
+    def download(force: bool) -> Path:
+        if force or not path.exists():
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                torch.hub.download_url_to_file(url, str(path), progress=False)  # writes beside it, then renames
+            except Exception as error:
+                raise WeightsError(f"cannot download {url} to {folder}: {_root_cause(error)}") from error
+        return path
+
+    return _verified(download, lambda path: sha256, url)
+
+
+def _verified(download: Callable[[bool], Path], sha256_of: Callable[[Path], str | None], name: str) -> Path:
+    """Download, check, and once more if the file is damaged; a file that stays damaged is removed."""
+    path = download(False)
+    problem = damage(path, sha256_of(path))
+    if problem is None:
+        return path
+    try:
+        path = download(True)
+    except WeightsError as error:
+        raise WeightsError(f"{name} in the cache is damaged ({problem}: {path}), and {error}") from error
+    problem = damage(path, sha256_of(path))
+    if problem is None:
+        return path
+    for file in {path.resolve(), path}:
+        file.unlink(missing_ok=True)
+    raise WeightsError(f"{name} arrived damaged twice and was removed: {problem}. The server may have changed it")
+
+
+def _stated_digest(path: Path) -> str | None:
+    """The SHA-256 that the Hub states for a large file: its cache names the blob after it."""
+    blob = path.readlink().name if path.is_symlink() else ""
+    return blob if len(blob) == 64 else None
+
+
+def _offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def _root_cause(error: BaseException) -> str:
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no details'}"
+
+
+def _hub_problem(error: Exception, repo: str, filename: str, revision: str | None) -> str:
+    from huggingface_hub import constants, errors
+
+    what = f"{filename} of {repo} at {revision or 'main'}"
+    server = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
+    if _offline() or isinstance(error, errors.OfflineModeIsEnabled):
+        return f"HF_HUB_OFFLINE is set and {what} is not in the cache: unset it, or load once with a network"
+    if isinstance(error, errors.GatedRepoError):
+        return f"{repo} is gated: ask for access on its page and set HF_TOKEN"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{repo} on {server} has no revision {revision}"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"no repository {repo} on {server}, or it is private and HF_TOKEN does not open it"
+    if isinstance(error, errors.RemoteEntryNotFoundError):
+        return f"{repo} at {revision or 'main'} on {server} has no {filename}"
+    if isinstance(error, errors.FileMetadataError) or "metadata" in str(error):
+        return f"{server} answers without the Hub's headers for {what}: is it a full mirror? ({_root_cause(error)})"
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"cannot write {what} to the cache: {error}. Free some space, or set HF_HOME or cache_dir"
+    return f"cannot fetch {what} from {server}: {_root_cause(error)}"
+
+
+def locate(pretrained_cfg: Any, *, cache_dir: str | os.PathLike | None = None) -> Path:
+    """The verified local file of timm's PretrainedCfg, wherever that says it is.
+
+    Raises:
+        WeightsError: It cannot be had, or the configuration names no source.
+    """
+    cfg = pretrained_cfg
+    if cfg.source == "local-dir":
+        return weights_in(cfg.file)
+    if cfg.file:
+        return Path(cfg.file)
+    repo, _, revision = (cfg.hf_hub_id or "").partition("@")
+    for record in CATALOG:
+        same_source = (record.repo or "", record.url) == (repo, cfg.url)
+        if same_source and (record.arch, record.tag) == (cfg.architecture, cfg.tag):
+            return fetch(record, cache_dir=cache_dir)
+    if repo:
+        filename = cfg.hf_hub_filename or WEIGHTS_FILE
+        return fetch_hub(repo, filename, revision=revision or None, cache_dir=cache_dir)
+    if cfg.url:
+        return fetch_url(cfg.url, cache_dir=cache_dir)
+    raise WeightsError(f"no pretrained weights are published for {cfg.architecture}: use pretrained=False")

@@ -1,0 +1,179 @@
+"""The three layers of MobileNetV3: convolution with norm and activation, squeeze-and-excite, and the bottleneck.
+
+Shapes are (B, C, H, W) throughout. Every layer can be scripted, traced, exported and compiled; where eager mode
+computes something in a faster way than the exported graph should show, the two are equal to rounding.
+"""
+
+import torch
+import torch.fx
+import torch.nn.functional as F
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from .arch import Bneck, se_before_act
+
+BN_EPS = 1e-5  # for all weights: convert.py folds another source's eps into the running variance
+ACTIVATION = {"RE": nn.ReLU, "HS": nn.Hardswish}
+
+
+def in_graph() -> bool:
+    """True while a graph is being recorded (trace, export, compile) that should show the plain operators."""
+    return torch.jit.is_tracing() or torch.compiler.is_compiling()
+
+
+@torch.fx.wrap
+def pad_same(x: Tensor, kernel: int, stride: int) -> Tensor:
+    """TensorFlow's 'SAME' padding for a strided convolution: ceil(n / stride) outputs, the odd pixel at the end."""
+    height, width = x.shape[-2:]
+    pad_h = max((-(-height // stride) - 1) * stride + kernel - height, 0)
+    pad_w = max((-(-width // stride) - 1) * stride + kernel - width, 0)
+    return F.pad(x, [pad_w // 2, pad_w - pad_w // 2, pad_h // 2, pad_h - pad_h // 2])
+
+
+class Conv2dSame(nn.Conv2d):
+    """A strided convolution with TensorFlow's 'SAME' padding, which depends on the size of the input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = pad_same(x, self.kernel_size[0], self.stride[0])
+        return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """nn.BatchNorm2d that goes straight to the operator in evaluation: its bookkeeping takes 3 us, 46 times a pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():
+            if self.training or self.running_mean is None:
+                return super().forward(x)
+        elif self.training:
+            self.num_batches_tracked.add_(1)
+        return torch.batch_norm(
+            x,
+            self.weight,
+            self.bias,
+            self.running_mean,
+            self.running_var,
+            self.training,
+            self.momentum,
+            self.eps,
+            True,  # may use cuDNN
+        )
+
+
+class ConvNormAct(nn.Module):
+    """Convolution without bias, batch norm, activation ('RE', 'HS', or None for a linear layer)."""
+
+    def __init__(
+        self,
+        in_chans: int,
+        out_chans: int,
+        *,
+        kernel: int = 1,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        act: str | None = None,
+        pad_type: str = "",
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        same = pad_type == "same" and stride > 1  # at stride 1 'SAME' is the symmetric padding
+        self.conv = (Conv2dSame if same else nn.Conv2d)(
+            in_chans,
+            out_chans,
+            kernel,
+            stride,
+            padding=0 if same else dilation * (kernel // 2),
+            dilation=dilation,
+            groups=groups,
+            bias=False,
+            **dd,
+        )
+        self.norm = BatchNorm(out_chans, eps=BN_EPS, **dd)
+        self.act = ACTIVATION[act](inplace=True) if act else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.norm(self.conv(x)))
+
+
+class PooledConv(nn.Conv2d):
+    """A 1x1 convolution for a pooled (B, C, 1, 1) map; in eager mode a matrix product, which costs less to start.
+
+    With `pooled` off it takes maps of any size, as a plain 1x1 convolution does.
+    """
+
+    def __init__(self, in_chans: int, out_chans: int, *, device=None, dtype=None) -> None:
+        super().__init__(in_chans, out_chans, 1, device=device, dtype=dtype)
+        self.pooled = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting() and self.pooled and not in_graph():
+            return F.linear(x.flatten(1), self.weight.flatten(1), self.bias)[..., None, None]
+        return F.conv2d(x, self.weight, self.bias)
+
+
+class SqueezeExcite(nn.Module):
+    """x * hard_sigmoid(excite(relu(squeeze(mean(x))))), section 5.3: no norm, on the expanded tensor."""
+
+    def __init__(self, channels: int, squeeze: int, *, device=None, dtype=None) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.squeeze = PooledConv(channels, squeeze, **dd)
+        self.act = nn.ReLU()
+        self.excite = PooledConv(squeeze, channels, **dd)
+        self.gate = nn.Hardsigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = x.mean((2, 3), keepdim=True)  # (B, C, 1, 1)
+        gate = self.gate(self.excite(self.act(self.squeeze(gate))))
+        return x * gate
+
+
+class Bottleneck(nn.Module):
+    """One row of the table: expand, depthwise, activation, squeeze-excite, project; a shortcut where shapes allow.
+
+    `se_order` is one of `arch.SE_ORDERS`; see `arch.se_before_act`.
+    """
+
+    def __init__(
+        self,
+        in_chans: int,
+        row: Bneck,
+        *,
+        se_order: str = "act-se",
+        drop_path: float = 0.0,
+        pad_type: str = "",
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        expands = row.exp != in_chans
+        se_first = row.se and se_before_act(se_order, expands=expands)
+        self.has_shortcut = row.stride == 1 and in_chans == row.out
+        self.expand = ConvNormAct(in_chans, row.exp, act=row.act, **dd) if expands else nn.Identity()
+        self.depthwise = ConvNormAct(
+            row.exp,
+            row.exp,
+            kernel=row.kernel,
+            stride=row.stride,
+            dilation=row.dilation,
+            groups=row.exp,
+            act=None if se_first else row.act,
+            pad_type=pad_type,
+            **dd,
+        )
+        self.se = SqueezeExcite(row.exp, row.squeeze, **dd) if row.se else nn.Identity()
+        self.act = ACTIVATION[row.act](inplace=True) if se_first else nn.Identity()
+        self.project = ConvNormAct(row.exp, row.out, **dd)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x  # (B, in, H, W)
+        x = self.expand(x)  # (B, exp, H, W)
+        x = self.depthwise(x)  # (B, exp, H/s, W/s)
+        x = self.act(self.se(x))
+        x = self.drop_path(self.project(x))  # (B, out, H/s, W/s)
+        return x + shortcut if self.has_shortcut else x

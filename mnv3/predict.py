@@ -1,0 +1,83 @@
+"""Classify picture files with a model."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from . import images
+from .factory import class_names, transforms
+
+
+class Prediction(NamedTuple):
+    """The most likely classes of one file, or why there are none."""
+
+    file: Path
+    topk: list[dict[str, Any]]  # index, label (None where there are no names), prob; the most likely first
+    error: str | None = None
+
+
+def predict(
+    model: nn.Module,
+    files: Iterable[str | os.PathLike],
+    *,
+    topk: int = 5,
+    batch_size: int = 32,
+) -> Iterator[Prediction]:
+    """The most likely classes of every picture, in order; files that cannot be read have an `error` and no classes.
+
+    Args:
+        model: A classifier with its `pretrained_cfg`, on any device; it is put into eval mode while it runs.
+        files: Files, and folders of pictures.
+        topk: How many classes.
+        batch_size: Pictures per forward pass.
+
+    Raises:
+        ValueError: `topk` or `batch_size` is below 1, or the model has no classifier.
+    """
+    for name, value in (("topk", topk), ("batch_size", batch_size)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}={value!r}: expected a whole number of at least 1")
+    if not model.num_classes:
+        raise ValueError("the model has no classifier (num_classes=0): nothing to predict")
+    return _predict(model, files, min(topk, model.num_classes), batch_size)
+
+
+def _predict(model: nn.Module, files: Iterable[Any], topk: int, batch_size: int) -> Iterator[Prediction]:
+    names, transform = class_names(model), transforms(model)
+    todo = images.find(files)
+    with ThreadPoolExecutor(max_workers=2) as pool:  # Pillow decodes outside the interpreter lock
+        while batch := list(islice(todo, batch_size)):
+            loaded = list(pool.map(lambda path: _load(path, transform), batch))
+            good = [x for x in loaded if isinstance(x, Tensor)]
+            results = iter(_classify(model, torch.stack(good), topk) if good else ())
+            for path, x in zip(batch, loaded, strict=True):
+                if isinstance(x, str):
+                    yield Prediction(path, [], x)
+                    continue
+                topk_of_x = [{"index": i, "label": names and names[i], "prob": p} for p, i in next(results)]
+                yield Prediction(path, topk_of_x)
+
+
+def _load(path: Path, transform: Callable) -> Tensor | str:
+    try:
+        return transform(images.load(path))
+    except images.PictureError as error:
+        return str(error)
+
+
+def _classify(model: nn.Module, x: Tensor, topk: int) -> list[list[tuple[float, int]]]:
+    parameter = next(model.parameters())
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            probs, indices = model(x.to(parameter)).float().softmax(1).topk(topk)
+    finally:
+        model.train(training)
+    return [list(zip(p, i, strict=True)) for p, i in zip(probs.tolist(), indices.tolist(), strict=True)]

@@ -1,0 +1,227 @@
+"""The models in timm's registry: `import mnv3`, then `timm.create_model('mnv3_large', pretrained=True)`.
+
+Every function below is a registered name, a torch.hub entry (hubconf.py), and takes the arguments of
+`mnv3.model.MobileNetV3`. `pretrained` is True for the default checkpoint, False, or a tag.
+"""
+
+import dataclasses
+import inspect
+import warnings
+from functools import partial
+from typing import Any
+
+from timm.models import (
+    build_model_with_cfg,
+    generate_default_cfgs,
+    is_model,
+    model_entrypoint,
+    register_model,
+)
+from timm.models._builder import PretrainedCfg, pretrained_cfg_for_features, resolve_pretrained_cfg
+from torch import nn
+
+from . import files, hub
+from .arch import VARIANTS
+from .catalog import CATALOG, Checkpoint, checkpoints, find
+from .convert import convert_state_dict, layout_of, num_classes_of, unwrap
+from .errors import WeightsError
+from .model import MobileNetV3
+
+__all__: list[str] = []  # register_model adds the names
+
+
+def _cfg(arch: str, record: Checkpoint | None = None) -> dict[str, Any]:
+    """timm's pretrained configuration of a checkpoint, or of an arch without one."""
+    variant = VARIANTS[arch]
+    cfg = {
+        "input_size": (3, variant.size, variant.size),
+        "pool_size": (-(-variant.size // variant.arch.stride),) * 2,
+        "num_classes": variant.num_classes,
+        "first_conv": "stem.conv",
+        "classifier": "classifier",
+        "paper_ids": "arXiv:1905.02244",
+        "paper_name": "Searching for MobileNetV3",
+        "interpolation": "bicubic",
+    }
+    if record is None:
+        return cfg
+    same = ("num_classes", "input_size", "mean", "std", "interpolation", "crop_pct", "license")
+    cfg |= {name: getattr(record, name) for name in same}
+    cfg |= {"test_input_size": record.test_input_size, "test_crop_pct": record.test_crop_pct}
+    cfg |= {"origin_url": record.origin, "url": record.url}
+    if record.repo:
+        cfg["hf_hub_id"] = f"{record.repo}@{record.revision}" if record.revision else record.repo
+    return cfg
+
+
+default_cfgs = generate_default_cfgs(
+    {record.name: _cfg(record.arch, record) for record in CATALOG}
+    | {f"{arch}.untrained": _cfg(arch) for arch in VARIANTS if not checkpoints(arch)}
+)
+
+
+# What timm takes for itself; all else goes to the model, which refuses what it does not know.
+_TIMM_ARGS = frozenset(inspect.signature(build_model_with_cfg).parameters) | {"out_indices", "feature_cls", "pruned"}
+
+
+def _create(
+    name: str,
+    pretrained: bool | str,
+    *,
+    pretrained_cfg: Any = None,
+    pretrained_cfg_overlay: dict[str, Any] | None = None,
+    cache_dir: Any = None,
+    features_only: bool = False,
+    **kwargs: Any,
+) -> nn.Module:
+    variant = VARIANTS[name]
+    if isinstance(pretrained, str):
+        pretrained_cfg, pretrained = find(name, pretrained).tag, True
+    elif not isinstance(pretrained, bool):
+        raise ValueError(f"pretrained={pretrained!r}: expected True, False or a tag of {name}")
+    try:
+        cfg = resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay)
+    except RuntimeError:
+        find(name, str(pretrained_cfg))  # says which tags there are
+        raise
+    kwargs = {"arch": variant.table, "width": variant.width, "pad_type": variant.pad_type} | kwargs
+    model_args = {key: value for key, value in kwargs.items() if key not in _TIMM_ARGS}
+    probe = MobileNetV3(**(model_args | {"device": "meta"}))  # bad values are refused before anything is fetched
+    load_cfg = cfg
+    if pretrained:
+        kwargs.setdefault("in_chans", cfg.input_size[0])
+        load_cfg = _with_weights(cfg, cache_dir, any_classes=features_only or "num_classes" in kwargs)
+    model = build_model_with_cfg(
+        MobileNetV3,
+        name,
+        pretrained,
+        pretrained_cfg=load_cfg,
+        pretrained_filter_fn=partial(convert_state_dict, drop_background=bool(cfg.label_offset)),
+        feature_cfg={"out_indices": tuple(range(len(probe.feature_info))), "flatten_sequential": True},
+        features_only=features_only,
+        **kwargs,
+    )
+    found = cfg.to_dict()  # not load_cfg, which holds the weights themselves
+    model.pretrained_cfg = model.default_cfg = pretrained_cfg_for_features(found) if features_only else found
+    defaults = {"arch": variant.table, "width": variant.width, "pad_type": variant.pad_type}
+    # what config.json has to say to build the model again
+    model._model_args = {k: v for k, v in model_args.items() if k not in ("device", "dtype") and v != defaults.get(k)}
+    return model
+
+
+def _with_weights(cfg: PretrainedCfg, cache_dir: Any, *, any_classes: bool) -> PretrainedCfg:
+    """The configuration with its verified weights in it, described as they are, for timm to adapt and load."""
+    path = hub.locate(cfg, cache_dir=cache_dir)
+    try:
+        state_dict = unwrap(files.read_checkpoint(path))
+        classes = num_classes_of(state_dict) - (cfg.label_offset or 0)
+        in_chans = layout_of(state_dict).stem(state_dict).shape[1]
+    except WeightsError as error:
+        raise WeightsError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+    if classes != cfg.num_classes and not any_classes:
+        found = f"has {classes} classes" if classes > 0 else "has no classifier"
+        raise WeightsError(
+            f"{path} {found}, {cfg.architecture} {cfg.num_classes}: pass num_classes={max(classes, 0)} to take it "
+            "as it is, or another number for a new classifier"
+        )
+    return dataclasses.replace(
+        cfg,
+        source=None,
+        state_dict=state_dict,
+        num_classes=classes,
+        label_offset=None,
+        input_size=(in_chans, *cfg.input_size[1:]),
+    )
+
+
+def mnv3_large(pretrained: bool | str = False, **kwargs: Any) -> nn.Module:
+    """MobileNetV3-Large 1.0, Table 1 of the paper."""
+    return _create("mnv3_large", pretrained, **kwargs)
+
+
+def mnv3_small(pretrained: bool | str = False, **kwargs: Any) -> nn.Module:
+    """MobileNetV3-Small 1.0, Table 2 of the paper."""
+    return _create("mnv3_small", pretrained, **kwargs)
+
+
+def mnv3_large_075(pretrained: bool | str = False, **kwargs: Any) -> nn.Module:
+    """MobileNetV3-Large 0.75."""
+    return _create("mnv3_large_075", pretrained, **kwargs)
+
+
+def mnv3_small_075(pretrained: bool | str = False, **kwargs: Any) -> nn.Module:
+    """MobileNetV3-Small 0.75."""
+    return _create("mnv3_small_075", pretrained, **kwargs)
+
+
+def mnv3_small_050(pretrained: bool | str = False, **kwargs: Any) -> nn.Module:
+    """MobileNetV3-Small 0.5."""
+    return _create("mnv3_small_050", pretrained, **kwargs)
+
+
+def mnv3_large_minimal(pretrained: bool | str = False, **kwargs: Any) -> nn.Module:
+    """Large 'minimalistic': no SE, no h-swish, no 5x5 kernels."""
+    return _create("mnv3_large_minimal", pretrained, **kwargs)
+
+
+def mnv3_small_minimal(pretrained: bool | str = False, **kwargs: Any) -> nn.Module:
+    """Small 'minimalistic': no SE, no h-swish, no 5x5 kernels."""
+    return _create("mnv3_small_minimal", pretrained, **kwargs)
+
+
+def mnv3_large_tf(pretrained: bool | str = False, **kwargs: Any) -> nn.Module:
+    """Large 1.0 with TensorFlow's padding."""
+    return _create("mnv3_large_tf", pretrained, **kwargs)
+
+
+def mnv3_small_tf(pretrained: bool | str = False, **kwargs: Any) -> nn.Module:
+    """Small 1.0 with TensorFlow's padding."""
+    return _create("mnv3_small_tf", pretrained, **kwargs)
+
+
+def mnv3_large_075_tf(pretrained: bool | str = False, **kwargs: Any) -> nn.Module:
+    """Large 0.75 with TensorFlow's padding."""
+    return _create("mnv3_large_075_tf", pretrained, **kwargs)
+
+
+def mnv3_small_075_tf(pretrained: bool | str = False, **kwargs: Any) -> nn.Module:
+    """Small 0.75 with TensorFlow's padding."""
+    return _create("mnv3_small_075_tf", pretrained, **kwargs)
+
+
+def mnv3_large_minimal_tf(pretrained: bool | str = False, **kwargs: Any) -> nn.Module:
+    """Large minimalistic with TensorFlow's padding."""
+    return _create("mnv3_large_minimal_tf", pretrained, **kwargs)
+
+
+def mnv3_small_minimal_tf(pretrained: bool | str = False, **kwargs: Any) -> nn.Module:
+    """Small minimalistic with TensorFlow's padding."""
+    return _create("mnv3_small_minimal_tf", pretrained, **kwargs)
+
+
+def mnv3_large_cifar(pretrained: bool | str = False, **kwargs: Any) -> nn.Module:
+    """Large for 32x32 pictures: total stride 8, 10 classes."""
+    return _create("mnv3_large_cifar", pretrained, **kwargs)
+
+
+def mnv3_small_cifar(pretrained: bool | str = False, **kwargs: Any) -> nn.Module:
+    """Small for 32x32 pictures: total stride 8, 10 classes."""
+    return _create("mnv3_small_cifar", pretrained, **kwargs)
+
+
+def _register() -> None:
+    """Put every variant into timm's registry, or none of them if a name is taken."""
+    builders = [globals()[name] for name in VARIANTS]
+    taken = [name for name in VARIANTS if is_model(name) and model_entrypoint(name).__module__ != __name__]
+    if taken:
+        raise ImportError(
+            f"timm's registry has {', '.join(taken)} from {model_entrypoint(taken[0]).__module__} already; "
+            "mnv3 has registered nothing. Import only one of the two"
+        )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Overwriting .* in registry")  # ours, when this module is reloaded
+        for builder in builders:
+            register_model(builder)
+
+
+_register()
