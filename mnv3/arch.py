@@ -39,7 +39,10 @@ def check_activation(act: str) -> None:
 
 @dataclass(frozen=True)
 class Bneck:
-    """One row of the table, in the paper's columns: kernel, exp size, #out, SE, NL, s; and the kernel's dilation."""
+    """One row of the table, in the paper's columns: kernel, exp size, #out, SE, NL, s.
+
+    A `dilation` above 1 takes the place of the stride, as in the paper's networks for dense prediction.
+    """
 
     kernel: int
     exp: int
@@ -61,6 +64,11 @@ class Bneck:
         if not isinstance(self.se, bool):
             raise ValueError(f"block se={self.se!r}: expected True or False")
         check_activation(self.act)
+
+    @property
+    def step(self) -> int:
+        """Pixels from one position of the depthwise kernel to the next."""
+        return self.stride if self.dilation == 1 else 1
 
     @property
     def squeeze(self) -> int:
@@ -103,7 +111,7 @@ class Arch:
         """Total stride: a picture of n pixels leaves the last row as a map of ceil(n / stride)."""
         total = self.stem_stride
         for row in self.rows:
-            total *= row.stride
+            total *= row.step
         return total
 
     def to_dict(self) -> dict[str, Any]:
@@ -220,7 +228,7 @@ def with_strides(arch: Arch, strides: tuple[int, ...]) -> Arch:
     Raises:
         ValueError: There are not exactly as many strides as the stem and those rows.
     """
-    halving = [i for i, row in enumerate(arch.rows) if row.stride == 2]
+    halving = _halving_rows(arch)
     if len(strides) != len(halving) + 1:
         raise ValueError(f"strides={strides}: expected {len(halving) + 1} numbers, for the stem and rows {halving}")
     rows = list(arch.rows)
@@ -235,13 +243,28 @@ def cifar(arch: Arch) -> Arch:
 
 
 def dilate(arch: Arch) -> Arch:
-    """Total stride 16 in place of 32 for dense prediction: from the last halving row on, stride 1 and dilation 2.
+    """Total stride 16 in place of 32 for dense prediction: from the last halving row on, kernels dilated by 2.
 
-    Section 6.4 of the paper; the same network as torchvision's `_dilated=True`.
+    Section 6.4 of the paper; the same network as torchvision's `dilated=True`.
     """
-    start = max(i for i, row in enumerate(arch.rows) if row.stride == 2)
-    tail = (replace(row, stride=1, dilation=2) for row in arch.rows[start:])
+    start = _halving_rows(arch)[-1]
+    tail = (replace(row, dilation=2) for row in arch.rows[start:])
     return replace(arch, rows=(*arch.rows[:start], *tail))
+
+
+def reduce_tail(arch: Arch) -> Arch:
+    """Half the channels from the last halving row's output on, for dense prediction (section 6.4 of the paper).
+
+    The same network as torchvision's `reduced_tail=True`.
+    """
+    start = _halving_rows(arch)[-1]
+    first = replace(arch.rows[start], out=arch.rows[start].out // 2)
+    rest = (replace(row, exp=row.exp // 2, out=row.out // 2) for row in arch.rows[start + 1 :])
+    return replace(arch, rows=(*arch.rows[:start], first, *rest), last=arch.last // 2, head=arch.head // 2)
+
+
+def _halving_rows(arch: Arch) -> list[int]:
+    return [i for i, row in enumerate(arch.rows) if row.stride == 2]
 
 
 class Tap(NamedTuple):
@@ -257,9 +280,9 @@ def taps(arch: Arch) -> list[Tap]:
     reduction, module, channels = arch.stem_stride, "stem", arch.stem
     found = []
     for i, row in enumerate(arch.rows):
-        if row.stride > 1:
+        if row.step > 1:
             found.append(Tap(module, channels, reduction))
-            reduction *= row.stride
+            reduction *= row.step
         module, channels = f"blocks.{i}", row.out
     return [*found, Tap("last", arch.last, reduction)]
 
@@ -288,7 +311,7 @@ def costs(arch: Arch, *, size: int = 224, in_chans: int = 3, num_classes: int = 
     out = -(-size // arch.stem_stride)
     yield part("stem", size, out, arch.stem, conv(3, in_chans, arch.stem, 1, out))
     for i, (row, cin) in enumerate(zip(arch.rows, arch.inputs, strict=True)):
-        size, out = out, -(-out // row.stride)
+        size, out = out, -(-out // row.step)
         layers = [conv(1, cin, row.exp, 1, size)] if row.exp != cin else []
         layers.append(conv(row.kernel, row.exp, row.exp, row.exp, out))
         if row.se:

@@ -229,9 +229,9 @@ def convert_state_dict(
     """
     state_dict = unwrap(checkpoint, use_ema=use_ema)
     layout = layout_of(state_dict)
+    converted = _to_our_keys(state_dict, layout)
     if layout.name == "d-li14":
         _check_se_order(state_dict, model)
-    converted = _to_our_keys(state_dict, layout)
     _drop_foreign_classifier(converted, model, drop_background)
     _check_fit(converted, model, layout)
     eps = layout.eps(model) if bn_eps is None else bn_eps
@@ -311,7 +311,7 @@ def _check_fit(converted: dict[str, Tensor], model: nn.Module, layout: Layout) -
     problems = differ + missing + unexpected
     if not problems:
         return
-    hint = _fitting_variant(converted)
+    hint = _fitting_variant(converted, model.arch)
     if differ and all(".se." in problem for problem in differ) and not missing + unexpected:
         squeeze = next(key for key in found if key.endswith("se.squeeze.weight") and found[key] != expected[key])
         hint = (
@@ -329,8 +329,8 @@ def _describe(model: nn.Module) -> str:
     return f"{name} (stem {model.arch.stem}, last {model.arch.last}, {len(model.arch.rows)} blocks)"
 
 
-def _fitting_variant(converted: dict[str, Tensor]) -> str:
-    """Which registered names the shapes would fit, as the end of a message."""
+def _fitting_variant(converted: dict[str, Tensor], asked: Arch) -> str:
+    """Which other registered names the shapes would fit, as the end of a message."""
 
     def widths(arch: Arch) -> list[tuple[int, int, bool]]:
         return [(row.exp, row.out, row.se) for row in arch.rows]
@@ -339,5 +339,7 @@ def _fitting_variant(converted: dict[str, Tensor]) -> str:
     while (depthwise := converted.get(f"blocks.{len(rows)}.depthwise.conv.weight")) is not None:
         project = converted.get(f"blocks.{len(rows)}.project.conv.weight", depthwise)
         rows.append((len(depthwise), len(project), f"blocks.{len(rows)}.se.squeeze.weight" in converted))
+    if rows == widths(asked):
+        return "Its blocks are those of the model"
     names = [name for name, variant in VARIANTS.items() if widths(variant.arch) == rows]
     return f"The file fits {' or '.join(names)}" if names else "The file fits no registered arch: see arch= and width="

@@ -8,9 +8,11 @@ library reads it, and nothing in it is ever executed.
 import argparse
 import hashlib
 import json
+import operator
 import os
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,12 +45,18 @@ def damage(path: Path, sha256: str | None = None) -> str | None:
         path: The file.
         sha256: The digest that it should have, or the beginning of it.
     """
-    size, head = path.stat().st_size, _head(path)
-    if sha256 and not (found := digest(path)).startswith(sha256):
-        return f"expected sha256 {sha256[:12]}, found {found[:12]} in {size} bytes{_looks_like(head)}"
-    if _is_safetensors(head):
-        return _safetensors_damage(path, size)
-    return f"not a safetensors file, {size} bytes{_looks_like(head)}" if path.suffix == ".safetensors" else None
+    try:
+        size, head = path.stat().st_size, _head(path)
+        if sha256 and not (found := digest(path)).startswith(sha256):
+            return f"expected sha256 {sha256[:12]}, found {found[:12]} in {size} bytes{_looks_like(head)}"
+        if _is_safetensors(head):
+            return _safetensors_damage(path, size)
+        whole = head[:1] == b"\x80" or zipfile.is_zipfile(path)
+    except OSError as error:
+        return f"cannot be read: {error}"
+    if path.suffix == ".safetensors":
+        return f"not a safetensors file, {size} bytes{_looks_like(head)}"
+    return None if whole else f"not a whole file of weights, {size} bytes{_looks_like(head)}"
 
 
 def _head(path: Path) -> bytes:
@@ -61,6 +69,8 @@ def _is_safetensors(head: bytes) -> bool:
 
 
 def _looks_like(head: bytes) -> str:
+    if not head:
+        return "; it is empty"
     for start, meaning in (
         (b"<", "a web page: is there a login page, a proxy or a wrong URL in between?"),
         (b"version https://git-lfs", "a Git LFS pointer in place of the file: run `git lfs pull`"),
@@ -82,13 +92,14 @@ def _safetensors_damage(path: Path, size: int) -> str | None:
     try:
         entries = json.loads(header)
         entries.pop("__metadata__", None)
-        spans = sorted(tuple(entry["data_offsets"]) for entry in entries.values())
+        spans = [entry["data_offsets"] for entry in entries.values()]
+        spans = sorted((operator.index(start), operator.index(stop)) for start, stop in spans)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return f"the safetensors header cannot be read, {size} bytes"
     end = 0
     for start, stop in spans:
         if start != end or stop < start:
-            return "the safetensors header has tensors that overlap or leave gaps"
+            return f"the safetensors header has tensors that overlap or leave gaps, {size} bytes"
         end = stop
     expected = 8 + length + end
     return None if expected == size else f"expected {expected} bytes by its safetensors header, found {size}"
@@ -157,7 +168,7 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
         raise WeightsError(f"{folder} is no weights folder: it has no {CONFIG_FILE}") from None
     except KeyError as error:
         raise WeightsError(f"{file}: no {error} in it; expected timm's format") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise WeightsError(f"{file}: cannot be read: {error}") from None
     return config
 
@@ -171,34 +182,71 @@ def save(model: nn.Module, folder: str | os.PathLike, *, exist_ok: bool = False,
     Args:
         model: A model made by `timm.create_model`, `mnv3.create_model` or a torch.hub entry.
         folder: Where.
-        exist_ok: Replace a folder that is there.
+        exist_ok: Replace a weights folder that is there.
         config: More entries for config.json, `label_names` for instance.
 
     Raises:
-        FileExistsError: The folder exists, and `exist_ok` is False.
-        ValueError: The model was not made by one of those, so nothing says how to build it again.
+        FileExistsError: The folder exists, and `exist_ok` is False or it holds other files too.
+        ValueError: The model was not made by one of those, or its layers were changed since, so that nothing says how
+            to build it again.
     """
     from safetensors.torch import save_file
-    from timm.models import save_for_hf
+    from timm.models._hub import save_config_for_hf
 
-    folder = Path(folder).absolute()
-    if getattr(model, "pretrained_cfg", None) is None or not hasattr(model, "_model_args"):
-        raise ValueError(f"this {type(model).__name__} has no configuration: make it with mnv3.create_model(name, ...)")
-    if folder.exists() and not exist_ok:
-        raise FileExistsError(f"{folder} exists: choose another folder, or replace it (exist_ok=True, --force)")
+    folder = Path(folder).resolve()
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    args = _build_args(model)
+    _check_replaceable(folder, exist_ok)
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        arch = {key: as_arch(model._model_args[key]).to_dict() for key in ("arch",) if key in model._model_args}
-        save_for_hf(model, str(draft), model_config=config, model_args=arch, safe_serialization=True)
-        save_file(golden(model), draft / GOLDEN_FILE)
-        draft.chmod(0o755)
+        new = draft / "new"
+        new.mkdir()
+        state_dict = model.state_dict()
+        tensors = {key: value.cpu().clone(memory_format=torch.contiguous_format) for key, value in state_dict.items()}
+        save_file(tensors, new / WEIGHTS_FILE)
+        save_config_for_hf(model, new / CONFIG_FILE, model_config=config, model_args=args)
+        save_file(golden(model), new / GOLDEN_FILE)
         if folder.exists():
-            shutil.rmtree(folder)
-        draft.replace(folder)
+            folder.replace(draft / "old")
+        new.replace(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return folder
+
+
+def _build_args(model: nn.Module) -> dict[str, Any]:
+    """The arguments that build a model like this again; that they do is tried here."""
+    from timm.models import model_entrypoint
+
+    from .model import MobileNetV3
+
+    if not isinstance(model, MobileNetV3) or not hasattr(model, "_model_args"):
+        raise ValueError(f"this {type(model).__name__} has no configuration: make it with mnv3.create_model(name, ...)")
+    args = {key: value for key, value in model._model_args.items() if not key.startswith("drop_")}
+    if "arch" in args:
+        args["arch"] = as_arch(args["arch"]).to_dict()
+    args |= {"num_classes": model.num_classes, "in_chans": model.in_chans, "global_pool": model.global_pool.pool_type}
+    again = model_entrypoint(model.pretrained_cfg["architecture"])(**args, device="meta")
+    expected, found = ({k: tuple(v.shape) for k, v in m.state_dict().items()} for m in (again, model))
+    for key in expected | found:
+        if expected.get(key) != found.get(key):
+            raise ValueError(
+                f"the model was changed since it was made, so its configuration does not build it: {key} is "
+                f"{found.get(key, 'missing')}, not {expected.get(key, 'there')}. Save it before fuse(); for other "
+                "classes use reset_classifier(n)"
+            )
+    return args
+
+
+def _check_replaceable(folder: Path, exist_ok: bool) -> None:
+    if not folder.exists():
+        return
+    if not exist_ok:
+        raise FileExistsError(f"{folder} exists: choose another folder, or replace it (exist_ok=True, --force)")
+    names = {file.name for file in folder.iterdir()} if folder.is_dir() else {"a file"}
+    if others := sorted(names - {CONFIG_FILE, WEIGHTS_FILE, GOLDEN_FILE}):
+        raise FileExistsError(f"{folder} is not only a weights folder and is not replaced: it has {', '.join(others)}")
 
 
 def golden(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -207,7 +255,9 @@ def golden(model: nn.Module) -> dict[str, torch.Tensor]:
     inputs = torch.randn(2, model.in_chans, size, size, generator=torch.Generator().manual_seed(0))
     parameter = next(model.parameters())
     training = model.training
-    with torch.inference_mode():
-        outputs = model.eval()(inputs.to(parameter)).float().cpu()
-    model.train(training)
+    try:
+        with torch.inference_mode():
+            outputs = model.eval()(inputs.to(parameter)).float().cpu()
+    finally:
+        model.train(training)
     return {"inputs": inputs, "outputs": outputs.contiguous()}

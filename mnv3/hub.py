@@ -8,10 +8,12 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 
-from .catalog import CATALOG, WEIGHTS_FILE, Checkpoint
+from .catalog import CATALOG, WEIGHTS_FILE, Checkpoint, find
 from .errors import WeightsError
 from .files import damage, digest, weights_in
 
@@ -55,18 +57,22 @@ def fetch_hub(
 ) -> Path:
     """A file of a Hub repository, verified; see `fetch`. Without `sha256`, the digest that the Hub states is taken."""
 
-    def download(force: bool) -> Path:
+    def download(damaged: Path | None) -> Path:
         from huggingface_hub import hf_hub_download  # here, so that a setting made after `import mnv3` still counts
 
+        if damaged and _offline():
+            raise WeightsError("HF_HUB_OFFLINE is set, so it cannot be fetched again: unset it")
+        if damaged and not damaged.is_symlink():
+            damaged.unlink(missing_ok=True)  # on a file system without symbolic links the client does not replace it
         try:
             path = hf_hub_download(
                 repo,
                 filename,
                 revision=revision,
                 cache_dir=cache_dir,
-                force_download=force,
+                force_download=damaged is not None,
                 endpoint=os.environ.get("HF_ENDPOINT") or None,
-                local_files_only=_offline() and not force,
+                local_files_only=_offline(),
                 library_name="mnv3",
             )
         except Exception as error:  # the client, httpx and the file system each have their own
@@ -81,26 +87,26 @@ def fetch_url(url: str, *, sha256: str | None = None, cache_dir: str | os.PathLi
     folder = Path(cache_dir) if cache_dir else Path(torch.hub.get_dir()) / "checkpoints"
     path = folder / url.rpartition("/")[2]
 
-    def download(force: bool) -> Path:
-        if force or not path.exists():
+    def download(damaged: Path | None) -> Path:
+        if damaged or not path.exists():
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 torch.hub.download_url_to_file(url, str(path), progress=False)  # writes beside it, then renames
             except Exception as error:
-                raise WeightsError(f"cannot download {url} to {folder}: {_root_cause(error)}") from error
+                raise WeightsError(f"cannot download {url}{_via(url)} to {folder}: {_root_cause(error)}") from error
         return path
 
     return _verified(download, lambda path: sha256, url)
 
 
-def _verified(download: Callable[[bool], Path], sha256_of: Callable[[Path], str | None], name: str) -> Path:
+def _verified(download: Callable[[Path | None], Path], sha256_of: Callable[[Path], str | None], name: str) -> Path:
     """Download, check, and once more if the file is damaged; a file that stays damaged is removed."""
-    path = download(False)
+    path = download(None)
     problem = damage(path, sha256_of(path))
     if problem is None:
         return path
     try:
-        path = download(True)
+        path = download(path)
     except WeightsError as error:
         raise WeightsError(f"{name} in the cache is damaged ({problem}: {path}), and {error}") from error
     problem = damage(path, sha256_of(path))
@@ -108,7 +114,7 @@ def _verified(download: Callable[[bool], Path], sha256_of: Callable[[Path], str 
         return path
     for file in {path.resolve(), path}:
         file.unlink(missing_ok=True)
-    raise WeightsError(f"{name} arrived damaged twice and was removed: {problem}. The server may have changed it")
+    raise WeightsError(f"{name} arrived damaged twice (the server or a mirror has another file?), removed: {problem}")
 
 
 def _stated_digest(path: Path) -> str | None:
@@ -121,32 +127,53 @@ def _offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
+def _causes(error: BaseException) -> list[BaseException]:
+    """An error, what it was raised from, and so on."""
+    causes = [error]
+    while cause := causes[-1].__cause__ or causes[-1].__context__:
+        causes.append(cause)
+    return causes
+
+
 def _root_cause(error: BaseException) -> str:
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no details'}"
+    root = _causes(error)[-1]
+    return f"{type(root).__name__}: {str(root).strip().splitlines()[0] if str(root).strip() else 'no details'}"
+
+
+def _via(url: str) -> str:
+    scheme = urlsplit(url).scheme
+    return f" through the proxy of {scheme.upper()}_PROXY" if scheme in getproxies() else ""
 
 
 def _hub_problem(error: Exception, repo: str, filename: str, revision: str | None) -> str:
     from huggingface_hub import constants, errors
 
+    causes = _causes(error)  # the client wraps some of its own errors
+    responses = [getattr(cause, "response", None) for cause in causes]
+    status = next((response.status_code for response in responses if response is not None), None)
+
+    def due_to(kind: type[Exception]) -> bool:
+        return any(isinstance(cause, kind) for cause in causes)
+
     what = f"{filename} of {repo} at {revision or 'main'}"
     server = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
-    if _offline() or isinstance(error, errors.OfflineModeIsEnabled):
+    if _offline() or due_to(errors.OfflineModeIsEnabled):
         return f"HF_HUB_OFFLINE is set and {what} is not in the cache: unset it, or load once with a network"
-    if isinstance(error, errors.GatedRepoError):
+    if due_to(errors.GatedRepoError):
         return f"{repo} is gated: ask for access on its page and set HF_TOKEN"
-    if isinstance(error, errors.RevisionNotFoundError):
+    if due_to(errors.RevisionNotFoundError):
         return f"{repo} on {server} has no revision {revision}"
-    if isinstance(error, errors.RepositoryNotFoundError):
+    if due_to(errors.RepositoryNotFoundError):
         return f"no repository {repo} on {server}, or it is private and HF_TOKEN does not open it"
-    if isinstance(error, errors.RemoteEntryNotFoundError):
+    if due_to(errors.EntryNotFoundError) and status == 404:
         return f"{repo} at {revision or 'main'} on {server} has no {filename}"
-    if isinstance(error, errors.FileMetadataError) or "metadata" in str(error):
+    if status == 401:
+        return f"{server} wants another token than that of HF_TOKEN or `hf auth login`: get a new one, or unset it"
+    if due_to(errors.FileMetadataError):
         return f"{server} answers without the Hub's headers for {what}: is it a full mirror? ({_root_cause(error)})"
-    if isinstance(error, OSError) and error.errno is not None:
+    if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError):
         return f"cannot write {what} to the cache: {error}. Free some space, or set HF_HOME or cache_dir"
-    return f"cannot fetch {what} from {server}: {_root_cause(error)}"
+    return f"cannot fetch {what} from {server}{_via(server)}: {_root_cause(error)}"
 
 
 def locate(pretrained_cfg: Any, *, cache_dir: str | os.PathLike | None = None) -> Path:
@@ -161,13 +188,18 @@ def locate(pretrained_cfg: Any, *, cache_dir: str | os.PathLike | None = None) -
     if cfg.file:
         return Path(cfg.file)
     repo, _, revision = (cfg.hf_hub_id or "").partition("@")
+    filename = cfg.hf_hub_filename or WEIGHTS_FILE
+    source = (cfg.architecture, cfg.tag, repo, revision, filename, cfg.url)
     for record in CATALOG:
-        same_source = (record.repo or "", record.url) == (repo, cfg.url)
-        if same_source and (record.arch, record.tag) == (cfg.architecture, cfg.tag):
+        published = (record.arch, record.tag, record.repo or "", record.revision or "", WEIGHTS_FILE, record.url)
+        if source == published:
             return fetch(record, cache_dir=cache_dir)
     if repo:
-        filename = cfg.hf_hub_filename or WEIGHTS_FILE
         return fetch_hub(repo, filename, revision=revision or None, cache_dir=cache_dir)
     if cfg.url:
         return fetch_url(cfg.url, cache_dir=cache_dir)
-    raise WeightsError(f"no pretrained weights are published for {cfg.architecture}: use pretrained=False")
+    try:
+        find(cfg.architecture)
+    except ValueError as error:  # it has none, and the message names those that have
+        raise WeightsError(str(error)) from None
+    raise WeightsError(f"the pretrained configuration of {cfg.architecture} names no source: url, hf_hub_id or file")

@@ -5,7 +5,6 @@ computes something in a faster way than the exported graph should show, the two 
 """
 
 import torch
-import torch.fx
 import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
@@ -21,20 +20,14 @@ def in_graph() -> bool:
     return torch.jit.is_tracing() or torch.compiler.is_compiling()
 
 
-@torch.fx.wrap
-def pad_same(x: Tensor, kernel: int, stride: int) -> Tensor:
-    """TensorFlow's 'SAME' padding for a strided convolution: ceil(n / stride) outputs, the odd pixel at the end."""
-    height, width = x.shape[-2:]
-    pad_h = max((-(-height // stride) - 1) * stride + kernel - height, 0)
-    pad_w = max((-(-width // stride) - 1) * stride + kernel - width, 0)
-    return F.pad(x, [pad_w // 2, pad_w - pad_w // 2, pad_h // 2, pad_h - pad_h // 2])
-
-
 class Conv2dSame(nn.Conv2d):
-    """A strided convolution with TensorFlow's 'SAME' padding, which depends on the size of the input."""
+    """A convolution of stride 2 with TensorFlow's 'SAME' padding: k // 2 pixels, but one fewer before an even side."""
 
     def forward(self, x: Tensor) -> Tensor:
-        x = pad_same(x, self.kernel_size[0], self.stride[0])
+        height, width, half = x.shape[-2], x.shape[-1], self.kernel_size[0] // 2
+        # n % 2, in the form that lets torch.export see the output size: (n + 1) // 2
+        odd_height, odd_width = (height + 1) // 2 * 2 - height, (width + 1) // 2 * 2 - width
+        x = F.pad(x, [half - 1 + odd_width, half, half - 1 + odd_height, half])
         return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
@@ -158,7 +151,7 @@ class Bottleneck(nn.Module):
             row.exp,
             row.exp,
             kernel=row.kernel,
-            stride=row.stride,
+            stride=row.step,
             dilation=row.dilation,
             groups=row.exp,
             act=None if se_first else row.act,

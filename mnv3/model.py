@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import torch.fx
 import torch.nn.functional as F
-from timm.layers import SelectAdaptivePool2d, get_device_dtype
+from timm.layers import SelectAdaptivePool2d
 from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
@@ -278,7 +278,8 @@ class MobileNetV3(nn.Module):
             self._set_pool(global_pool)
         self.classifier = nn.Identity()
         if num_classes:
-            self.classifier = nn.Linear(self.head_hidden_size, num_classes, **get_device_dtype(self))
+            like = self.stem.conv.weight
+            self.classifier = nn.Linear(self.head_hidden_size, num_classes, device=like.device, dtype=like.dtype)
             nn.init.normal_(self.classifier.weight, std=0.01)
             nn.init.zeros_(self.classifier.bias)
         self.classifier.train(self.training)

@@ -1,0 +1,69 @@
+"""Every test runs without a network (127.0.0.1 excepted) and with caches of its own."""
+
+import os
+import socket
+import tempfile
+from pathlib import Path
+
+_CACHE = tempfile.TemporaryDirectory(prefix="mnv3-tests-")
+# before the first import of huggingface_hub and torch.hub, which read these once; subprocesses inherit them
+os.environ.update(HF_HOME=f"{_CACHE.name}/hf", TORCH_HOME=f"{_CACHE.name}/torch", HF_HUB_DISABLE_TELEMETRY="1")
+for _name in ("HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_TOKEN", "HF_HUB_CACHE", "GITHUB_TOKEN"):
+    os.environ.pop(_name, None)
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+import mnv3  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_network():
+    connect = socket.socket.connect
+
+    def guarded(self, address):
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in LOOPBACK:
+            raise OSError(f"the tests have no network: {address}")
+        return connect(self, address)
+
+    socket.socket.connect = guarded
+    yield
+    socket.socket.connect = connect
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real weights and pictures, beside the checkout where there are any."""
+    folder = ROOT.parent / "shared"
+    if not (folder / "weights").is_dir():
+        pytest.skip("needs ../shared with real weights and pictures")
+    return folder
+
+
+def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Random weights and batch norm statistics that are not the trivial ones, so that no mistake cancels out."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if not tensor.is_floating_point():
+                continue
+            values = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+            if name.endswith("running_var"):
+                values = values.sigmoid() + 0.5
+            elif tensor.ndim == 1 and name.endswith("weight"):
+                values = 1 + 0.2 * values
+            elif tensor.ndim == 1:
+                values = 0.2 * values
+            else:
+                values = values / tensor[0].numel() ** 0.5
+            tensor.copy_(values)
+    return model.eval()
+
+
+@pytest.fixture(scope="session", params=list(mnv3.timm_models.VARIANTS))
+def arch_name(request) -> str:
+    """Every registered name."""
+    return request.param

@@ -1,0 +1,137 @@
+"""torch.hub from a copy that is not installed, beside modules with common names, without a network."""
+
+import shutil
+import subprocess
+import sys
+import textwrap
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+import mnv3
+from mnv3.timm_models import VARIANTS
+
+ENTRIES = {"mobilenetv3_large", "mobilenetv3_small", "transforms", *VARIANTS}
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory) -> Path:
+    """What torch.hub downloads: the repository and nothing installed."""
+    folder = tmp_path_factory.mktemp("hub") / "org_mnv3_main"
+    shutil.copytree(ROOT / "mnv3", folder / "mnv3", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "weights", folder / "weights")
+    shutil.copy(ROOT / "hubconf.py", folder)
+    return folder
+
+
+def run(code: str, cwd: Path, *, python_path: str = "") -> subprocess.CompletedProcess:
+    """Code in a fresh interpreter, elsewhere, where mnv3 is not installed and no socket can be opened."""
+    offline = """
+        import socket
+        def no_network(*args): raise OSError("no network")
+        socket.socket.connect = socket.create_connection = no_network
+    """
+    script = textwrap.dedent(offline) + textwrap.dedent(code)
+    env = {"PATH": "", "HOME": str(cwd), "PYTHONPATH": python_path, "HF_HUB_OFFLINE": "1", "GITHUB_TOKEN": ""}
+    command = [sys.executable, "-W", "error::UserWarning", "-c", script]
+    return subprocess.run(
+        command, cwd=cwd, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120
+    )
+
+
+def test_entries_are_listed():
+    import hubconf
+
+    public = {name for name, value in vars(hubconf).items() if callable(value) and not name.startswith("_")}
+    assert public == ENTRIES  # what torch.hub.list shows
+    assert all(getattr(hubconf, name).__doc__ for name in ENTRIES)  # what torch.hub.help shows
+
+
+def test_dependencies_are_importable_modules():
+    import hubconf
+
+    assert all(find_spec(name) for name in hubconf.dependencies)
+
+
+@pytest.mark.parametrize("entry", sorted(ENTRIES - {"transforms"}))
+def test_every_entry_builds_its_model(entry):
+    model = torch.hub.load(str(ROOT), entry, source="local", num_classes=3)
+    assert model.num_classes == 3
+    assert model.arch == VARIANTS[entry.replace("mobilenetv3", "mnv3")].arch
+
+
+def test_transforms_entry():
+    by_name = torch.hub.load(str(ROOT), "transforms", "mnv3_large.tv2_in1k", source="local")
+    assert str(by_name) == str(mnv3.transforms("mnv3_large.tv2_in1k"))
+    model = torch.hub.load(str(ROOT), "mnv3_small_cifar", source="local")
+    assert "32" in str(torch.hub.load(str(ROOT), "transforms", model, source="local"))
+
+
+def test_from_another_folder_next_to_decoys(copy, tmp_path):
+    for name in ("model", "utils", "layers", "hub", "catalog", "arch"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('the decoy was imported')")
+    (tmp_path / "mnv3").mkdir()
+    (tmp_path / "mnv3" / "__init__.py").write_text("raise RuntimeError('the old mnv3 was imported')")
+    result = run(
+        f"""
+        import torch
+        model = torch.hub.load({str(copy)!r}, "mobilenetv3_small", source="local", trust_repo=True)
+        transform = torch.hub.load({str(copy)!r}, "transforms", model, source="local", trust_repo=True)
+        from PIL import Image
+        x = transform(Image.new("RGB", (300, 200)))[None]
+        import mnv3
+        print(tuple(model.eval()(x).shape), mnv3.__file__)
+        """,
+        tmp_path,
+        python_path=str(tmp_path),  # as an older version in site-packages would be found
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split(") ") == ["(1, 1000", f"{copy}/mnv3/__init__.py\n"]
+
+
+def test_pretrained_without_network_is_one_clear_error(copy, tmp_path):
+    result = run(
+        f"""
+        import torch
+        torch.hub.load({str(copy)!r}, "mobilenetv3_small", source="local", pretrained=True)
+        """,
+        tmp_path,
+    )
+    assert result.returncode == 1
+    assert "HF_HUB_OFFLINE is set and model.safetensors of timm/mobilenetv3_small_100.lamb_in1k" in result.stderr
+
+
+def test_unknown_tag_is_refused(copy, tmp_path):
+    result = run(
+        f"""
+        import torch
+        torch.hub.load({str(copy)!r}, "mobilenetv3_large", source="local", pretrained="ra")
+        """,
+        tmp_path,
+    )
+    assert "unknown tag 'ra' of mnv3_large" in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("missing", ["timm", "safetensors", "huggingface_hub"])
+def test_missing_dependency_is_torch_hubs_own_message(copy, tmp_path, missing):
+    """hubconf.py is imported before torch.hub looks at `dependencies` (report D2)."""
+    result = run(
+        f"""
+        import sys
+        class Hide:
+            def find_spec(self, name, *args):
+                return None
+        import importlib.util, importlib.machinery
+        real = importlib.machinery.PathFinder.find_spec
+        def find_spec(name, path=None, target=None):
+            return None if name.split(".")[0] == {missing!r} else real(name, path, target)
+        importlib.machinery.PathFinder.find_spec = find_spec
+        import torch
+        torch.hub.load({str(copy)!r}, "mobilenetv3_small", source="local")
+        """,
+        tmp_path,
+    )
+    assert result.stderr.splitlines()[-1] == f"RuntimeError: Missing dependencies: {missing}"
