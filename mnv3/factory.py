@@ -13,7 +13,6 @@ from torch import nn
 from . import files
 from .arch import VARIANTS
 from .catalog import CATALOG, split_name
-from .convert import num_classes_of
 from .errors import WeightsError, choices
 
 
@@ -60,7 +59,8 @@ def load_checkpoint(path: str | os.PathLike, *, model: str | None = None, **kwar
         return timm.create_model(arch, pretrained=True, pretrained_cfg=_our_cfg(cfg, arch), **(model_args | kwargs))
     if not model:
         raise ValueError(f"a single file does not say which model it is for: give one. {choices('', VARIANTS)}")
-    kwargs.setdefault("num_classes", num_classes_of(files.read_checkpoint(path)))
+    if "num_classes" not in kwargs:
+        kwargs["num_classes"] = files.read_family(path).num_classes
     return create_model(model, pretrained=True, pretrained_cfg_overlay={"file": str(path)}, **kwargs)
 
 

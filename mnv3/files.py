@@ -15,13 +15,14 @@ import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from .arch import as_arch
 from .catalog import WEIGHTS_FILE
+from .convert import layout_of, num_classes_of, unwrap
 from .errors import WeightsError
 
 CONFIG_FILE = "config.json"
@@ -137,6 +138,29 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     return dict(checkpoint)
 
 
+class FamilyWeights(NamedTuple):
+    """What a file for one of our models holds."""
+
+    state_dict: dict[str, torch.Tensor]
+    num_classes: int
+    in_chans: int
+
+
+def read_family(path: str | os.PathLike) -> FamilyWeights:
+    """Read a file in any layout that `convert_state_dict` knows, out of its wrapper.
+
+    Raises:
+        WeightsError: As for `read_checkpoint`, or it holds another network.
+    """
+    checkpoint = read_checkpoint(path)
+    try:
+        state_dict = unwrap(checkpoint)
+        in_chans = layout_of(state_dict).stem(state_dict).shape[1]
+        return FamilyWeights(state_dict, num_classes_of(state_dict), in_chans)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
+
+
 def weights_in(folder: str | os.PathLike) -> Path:
     """The safetensors file of a weights folder.
 
@@ -190,7 +214,7 @@ def save(model: nn.Module, folder: str | os.PathLike, *, exist_ok: bool = False,
         ValueError: The model was not made by one of those, or its layers were changed since, so that nothing says how
             to build it again.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save as as_bytes
     from timm.models._hub import save_config_for_hf
 
     folder = Path(folder).resolve()
@@ -204,9 +228,9 @@ def save(model: nn.Module, folder: str | os.PathLike, *, exist_ok: bool = False,
         new.mkdir()
         state_dict = model.state_dict()
         tensors = {key: value.cpu().clone(memory_format=torch.contiguous_format) for key, value in state_dict.items()}
-        save_file(tensors, new / WEIGHTS_FILE)
+        (new / WEIGHTS_FILE).write_bytes(as_bytes(tensors))
         save_config_for_hf(model, new / CONFIG_FILE, model_config=config, model_args=args)
-        save_file(golden(model), new / GOLDEN_FILE)
+        (new / GOLDEN_FILE).write_bytes(as_bytes(golden(model)))
         if folder.exists():
             folder.replace(draft / "old")
         new.replace(folder)

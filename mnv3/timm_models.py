@@ -23,7 +23,7 @@ from torch import nn
 from . import files, hub
 from .arch import VARIANTS
 from .catalog import CATALOG, Checkpoint, checkpoints, find
-from .convert import convert_state_dict, layout_of, num_classes_of, unwrap
+from .convert import convert_state_dict
 from .errors import WeightsError
 from .model import MobileNetV3
 
@@ -112,25 +112,21 @@ def _create(
 def _with_weights(cfg: PretrainedCfg, cache_dir: Any, *, any_classes: bool) -> PretrainedCfg:
     """The configuration with its verified weights in it, described as they are, for timm to adapt and load."""
     path = hub.locate(cfg, cache_dir=cache_dir)
-    try:
-        state_dict = unwrap(files.read_checkpoint(path))
-        classes = num_classes_of(state_dict) - (cfg.label_offset or 0)
-        in_chans = layout_of(state_dict).stem(state_dict).shape[1]
-    except WeightsError as error:
-        raise WeightsError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+    found = files.read_family(path)
+    classes = found.num_classes - (cfg.label_offset or 0)
     if classes != cfg.num_classes and not any_classes:
-        found = f"has {classes} classes" if classes > 0 else "has no classifier"
+        has = f"has {classes} classes" if classes > 0 else "has no classifier"
         raise WeightsError(
-            f"{path} {found}, {cfg.architecture} {cfg.num_classes}: pass num_classes={max(classes, 0)} to take it "
+            f"{path} {has}, {cfg.architecture} {cfg.num_classes}: pass num_classes={max(classes, 0)} to take it "
             "as it is, or another number for a new classifier"
         )
     return dataclasses.replace(
         cfg,
         source=None,
-        state_dict=state_dict,
+        state_dict=found.state_dict,
         num_classes=classes,
         label_offset=None,
-        input_size=(in_chans, *cfg.input_size[1:]),
+        input_size=(found.in_chans, *cfg.input_size[1:]),
     )
 
 
