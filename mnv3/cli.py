@@ -163,9 +163,10 @@ def info(args: argparse.Namespace) -> int:
     features = (f"{tap.module} ({tap.channels} channels, stride {tap.reduction})" for tap in arch.taps(table))
     print("\nfeatures:", ", ".join(features))
     records = catalog.checkpoints(name)
-    print("weights:", "none published" if not records else "")
+    print("weights:" if records else "weights: none published")
     rows = [(r.name, f"top-1 {r.top1} %" if r.top1 else "", r.repo or r.url, r.license) for r in records]
-    print("\n".join(f"  {line}" for line in _table(rows, "<<<<")) if rows else "", end="\n" if rows else "")
+    for line in _table(rows, "<<<<"):
+        print(f"  {line}")
     return 0
 
 
@@ -217,10 +218,13 @@ def convert(args: argparse.Namespace) -> int:
     """`mnv3 convert IN OUT --arch A`."""
     from . import files
     from .convert import convert_state_dict, num_classes_of
-    from .factory import create_model
+    from .factory import check_architecture, create_model
 
-    catalog.split_name(args.arch)
-    source = files.weights_in(args.source) if args.source.is_dir() else args.source
+    name, _ = catalog.split_name(args.arch)
+    source = args.source
+    if source.is_dir():
+        check_architecture(source, name)  # padding and eps are not in the tensors
+        source = files.weights_in(source)
     if args.out.exists() and not args.force:
         raise FileExistsError(f"{args.out} exists: choose another folder, or replace it with --force")
     checkpoint = files.read_checkpoint(source)

@@ -52,9 +52,7 @@ def load_checkpoint(path: str | os.PathLike, *, model: str | None = None, **kwar
     """
     path = Path(path)
     if path.is_dir():
-        arch = architecture(path)
-        if model and split_name(model)[0] != arch:
-            raise ValueError(f"{path} holds {arch}, not {model}")
+        arch = check_architecture(path, split_name(model)[0] if model else None)
         cfg, _, model_args = load_model_config_from_path(path)
         return timm.create_model(arch, pretrained=True, pretrained_cfg=_our_cfg(cfg, arch), **(model_args | kwargs))
     if not model:
@@ -64,10 +62,11 @@ def load_checkpoint(path: str | os.PathLike, *, model: str | None = None, **kwar
     return create_model(model, pretrained=True, pretrained_cfg_overlay={"file": str(path)}, **kwargs)
 
 
-def architecture(folder: str | os.PathLike) -> str:
+def check_architecture(folder: str | os.PathLike, expected: str | None = None) -> str:
     """Our name for the model of a weights folder, whose config.json may have timm's.
 
     Raises:
+        ValueError: It is not the `expected` one.
         WeightsError: It is a model of another family.
     """
     name = files.read_config(folder)["architecture"]
@@ -75,6 +74,8 @@ def architecture(folder: str | os.PathLike) -> str:
     arch = timm_names.get(name, name)
     if arch not in VARIANTS:
         raise WeightsError(f"{folder} holds {name!r}. {choices(name, [*VARIANTS, *timm_names])}")
+    if expected not in (None, arch):
+        raise ValueError(f"{folder} holds {arch}, not {expected}")
     return arch
 
 

@@ -69,7 +69,7 @@ def fetch_hub(
                 repo,
                 filename,
                 revision=revision,
-                cache_dir=cache_dir,
+                cache_dir=cache_dir or _cache_dir(),
                 force_download=damaged is not None,
                 endpoint=os.environ.get("HF_ENDPOINT") or None,
                 local_files_only=_offline(),
@@ -121,6 +121,12 @@ def _stated_digest(path: Path) -> str | None:
     """The SHA-256 that the Hub states for a large file: its cache names the blob after it."""
     blob = path.readlink().name if path.is_symlink() else ""
     return blob if len(blob) == 64 else None
+
+
+def _cache_dir() -> str | None:
+    """Where the environment now says that the Hub's cache is; the client read it when it was imported."""
+    home = os.environ.get("HF_HOME")
+    return os.environ.get("HF_HUB_CACHE") or (f"{home}/hub" if home else None)
 
 
 def _offline() -> bool:

@@ -1,0 +1,115 @@
+"""predict(): order, batches, labels, bad files; and agreement with timm on real pictures."""
+
+import pytest
+import timm
+import torch
+from conftest import randomize
+from PIL import Image
+
+import mnv3
+
+
+@pytest.fixture(scope="module")
+def model():
+    return randomize(timm.create_model("mnv3_small_cifar"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Five pictures and two files that are none."""
+    folder = tmp_path_factory.mktemp("pictures")
+    generator = torch.Generator().manual_seed(0)
+    for name in ("a.png", "b.png", "d.png", "ü ñ.png", "f.png"):
+        Image.fromarray(torch.randint(0, 256, (40, 50, 3), dtype=torch.uint8, generator=generator).numpy()).save(
+            folder / name
+        )
+    (folder / "c.png").write_bytes(b"no picture")
+    (folder / "notes.txt").write_text("not looked at")
+    return folder
+
+
+def test_order_and_batches(model, folder):
+    results = {size: list(mnv3.predict(model, [folder], batch_size=size)) for size in (1, 2, 32)}
+    for found in results.values():
+        assert [p.file.name for p in found] == sorted(path.name for path in folder.glob("*.png"))
+        assert [p.file.name for p in found if p.error] == ["c.png"]
+        assert [p.error for p in found if p.error] == [f"{folder / 'c.png'}: not a picture"]
+        assert [p.topk for p in found if p.error] == [[]]
+        for one, other in zip(found, results[1], strict=True):
+            assert [e["index"] for e in one.topk] == [e["index"] for e in other.topk]
+            assert [e["prob"] for e in one.topk] == pytest.approx([e["prob"] for e in other.topk], abs=1e-5)
+
+
+def test_probabilities(model, folder):
+    (found,) = mnv3.predict(model, [folder / "a.png"], topk=100)
+    assert len(found.topk) == 10
+    probs = [entry["prob"] for entry in found.topk]
+    assert probs == sorted(probs, reverse=True)
+    assert sum(probs) == pytest.approx(1, abs=1e-5)
+    assert sorted(entry["index"] for entry in found.topk) == list(range(10))
+    assert found.topk[0]["label"] is None, "nothing names these classes"
+    x = mnv3.transforms(model)(mnv3.images.load(folder / "a.png"))[None]
+    assert model(x).argmax().item() == found.topk[0]["index"]
+
+
+def test_training_mode_is_restored_and_not_used(model, folder):
+    expected = list(mnv3.predict(model, [folder / "a.png"]))
+    model.train()
+    assert list(mnv3.predict(model, [folder / "a.png"])) == expected
+    assert model.training
+    model.eval()
+
+
+def test_any_iterable_of_paths(model, folder):
+    assert len(list(mnv3.predict(model, (str(path) for path in [folder / "a.png", folder / "f.png"])))) == 2
+    assert list(mnv3.predict(model, [])) == []
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"topk": 0}, "topk=0: expected a whole number of at least 1"),
+        ({"topk": 2.5}, r"topk=2\.5"),
+        ({"batch_size": 0}, "batch_size=0: expected a whole number of at least 1"),
+    ],
+)
+def test_bad_values(model, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        mnv3.predict(model, [], **kwargs)
+
+
+def test_no_classifier():
+    with pytest.raises(ValueError, match="no classifier"):
+        mnv3.predict(timm.create_model("mnv3_small_cifar", num_classes=0), [])
+
+
+def test_labels_of_the_configuration(folder, tmp_path):
+    names = [f"kind {i}" for i in range(10)]
+    source = mnv3.save(timm.create_model("mnv3_small_cifar"), tmp_path / "net", label_names=names)
+    loaded = mnv3.load_checkpoint(source)
+    assert mnv3.class_names(loaded) == names
+    (found,) = mnv3.predict(loaded, [folder / "a.png"], topk=1)
+    assert found.topk[0]["label"] == f"kind {found.topk[0]['index']}"
+    assert mnv3.class_names(mnv3.load_checkpoint(source, num_classes=4)) is None
+
+
+def test_imagenet_21k_names():
+    names = mnv3.class_names(mnv3.create_model("mnv3_large.miil_in21k", device="meta"))
+    assert len(names) == 11221
+    assert len(set(names)) > 10900  # some synsets share their words
+    assert all(names)
+
+
+def test_real_pictures_as_timm_sees_them(shared):
+    source = shared / "weights" / "hub" / "timm" / "tf_mobilenetv3_small_100.in1k"
+    pictures = sorted((shared / "images" / "imagenet_half").glob("*.jpg"))[::60]
+    file = {"file": str(source / "model.safetensors")}
+    reference = timm.create_model("tf_mobilenetv3_small_100", pretrained=True, pretrained_cfg_overlay=file).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(reference))
+    found = list(mnv3.predict(mnv3.load_checkpoint(source), pictures, topk=1))
+    for prediction, path in zip(found, pictures, strict=True):
+        with torch.inference_mode():
+            probs = reference(transform(Image.open(path).convert("RGB"))[None]).softmax(1)[0]
+        assert prediction.topk[0]["index"] == probs.argmax()
+        assert prediction.topk[0]["prob"] == pytest.approx(probs.max().item(), abs=1e-4)
+    assert found[0].topk[0]["label"] == "tench"
