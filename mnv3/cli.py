@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -15,10 +16,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: 0, 1 for a failure, 2 for wrong usage, 130 for Ctrl-C."""
     parser = _parser()
     args = parser.parse_args(argv)
-    _set_up_logging(args.debug)
+    _set_up_output(args.debug)
     try:
         status = args.run(args)
-        sys.stdout.flush()
+        print(end="", flush=True)
         return status
     except BrokenPipeError:  # `mnv3 list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -28,17 +29,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if args.debug:
             raise
-        print(f"mnv3: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        print(_one_line(str(error) or type(error).__name__), file=sys.stderr)
         return 1
 
 
-def _set_up_logging(debug: bool) -> None:
-    """Our notices to stderr; of the Hub client's, which repeat every retry, only errors."""
+def _one_line(message: str) -> str:
+    return f"mnv3: {' '.join(message.split())}"
+
+
+def _set_up_output(debug: bool) -> None:
+    """Our notices to stderr; of the Hub client's, which repeat every retry, only errors; no libraries' warnings."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("mnv3: %(message)s"))
     logging.getLogger("mnv3").handlers = [handler]
     if not debug:
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+        warnings.simplefilter("ignore")
+    if getattr(sys.stdout, "errors", None) == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may be of any bytes
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,29 +66,44 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--json", action="store_true", help="one JSON object a line")
 
     sub = command("info", info, "Show a model's table: blocks, channels, parameters, MACs, weights.")
-    sub.add_argument("arch", metavar="ARCH", help="a name of `mnv3 list`")
-    sub.add_argument("--size", type=_positive, help="pixels along a side, for the MACs")
+    sub.epilog = "Columns as in the paper: exp size, #out, SE, NL (RE: ReLU, HS: h-swish), s: stride."
+    sub.add_argument("arch", metavar="ARCH[.TAG]", help="a name of `mnv3 list`")
+    sub.add_argument("--size", type=_positive, metavar="PX", help="pixels along a side, for the MACs")
 
     sub = command("predict", predict, "Classify pictures.")
     sub.add_argument("files", nargs="+", metavar="FILE|FOLDER", help="pictures, or folders of them")
-    sub.add_argument("--model", metavar="ARCH[.TAG]", help="a name of `mnv3 list --pretrained`")
-    sub.add_argument("--checkpoint", metavar="FILE|FOLDER", help="own weights; a single file needs --model too")
-    sub.add_argument("--topk", type=_positive, default=5, metavar="K", help="how many classes (5)")
+    sub.add_argument(
+        "--model",
+        metavar="ARCH[.TAG]",
+        help="a name of `mnv3 list --pretrained`; without a tag, the first of the model",
+    )
+    sub.add_argument(
+        "--checkpoint", metavar="FILE|FOLDER", type=Path, help="your own weights; a single file needs --model too"
+    )
+    sub.add_argument("--topk", type=_positive, default=5, metavar="K", help="classes per picture (5)")
     sub.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="pictures at a time (32)")
     sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps ... (cpu)")
-    sub.add_argument("--json", action="store_true", help="one JSON object a line")
+    sub.add_argument("--json", action="store_true", help="one JSON object a picture and line")
 
     sub = command("convert", convert, "Turn a foreign checkpoint into a weights folder.")
     sub.add_argument(
-        "source", metavar="IN", type=Path, help="file or folder in a layout of timm, torchvision, d-li14, mnv3"
+        "source",
+        metavar="IN",
+        type=Path,
+        help="file or folder with weights of timm, torchvision, d-li14's ports or mnv3",
     )
     sub.add_argument("out", metavar="OUT", type=Path, help="the folder to write")
-    sub.add_argument("--arch", required=True, metavar="ARCH", help="the model that it is for")
-    sub.add_argument("--se-order", choices=arch.SE_ORDERS, default="act-se", help="where SE stands (act-se)")
-    sub.add_argument("--bn-eps", type=float, help="eps of the batch norms, if not the layout's own")
+    sub.add_argument(
+        "--arch",
+        required=True,
+        metavar="ARCH[.TAG]",
+        help="the model that it is for; TAG says of which weights it has the preprocessing, if IN is a file",
+    )
+    sub.add_argument("--se-order", choices=arch.SE_ORDERS, help="squeeze-and-excite after the activation or before it")
+    sub.add_argument("--bn-eps", type=float, metavar="EPS", help="of the batch norms, if not the layout's own")
     sub.add_argument("--drop-background", action="store_true", help="drop class 0 of TensorFlow's 1001")
     sub.add_argument("--ema", action=argparse.BooleanOptionalAction, help="averaged weights, or not (if there are any)")
-    sub.add_argument("--force", action="store_true", help="replace OUT")
+    sub.add_argument("--force", action="store_true", help="replace OUT if it is a weights folder")
     return parser
 
 
@@ -136,9 +159,10 @@ def list_models(args: argparse.Namespace) -> int:
 
 def info(args: argparse.Namespace) -> int:
     """`mnv3 info ARCH`."""
-    name, _ = catalog.split_name(args.arch)
+    name, tag = catalog.split_name(args.arch)
     variant = arch.VARIANTS[name]
     table, size = variant.arch, args.size or variant.size
+    num_classes = catalog.find(name, tag).num_classes if tag else variant.num_classes
     print(f"{name}: width {variant.width:g}, {'TensorFlow' if variant.pad_type else 'symmetric'} padding, {size} px\n")
     operators = {
         "stem": ("conv2d, 3x3", "-", "-", table.act, table.stem_stride),
@@ -151,7 +175,7 @@ def info(args: argparse.Namespace) -> int:
         operators[f"blocks.{i}"] = (operator, row.exp, "SE" if row.se else "-", row.act, row.stride)
     rows = [("part", "input", "operator", "exp", "out", "SE", "NL", "s", "params", "MACs")]
     channels = 3
-    costs = list(arch.costs(table, size=size, num_classes=variant.num_classes))
+    costs = list(arch.costs(table, size=size, num_classes=num_classes))
     for cost in costs:
         operator, exp, se, act, stride = operators[cost.part]
         shape, numbers = f"{cost.size}^2 x {channels}", (f"{cost.params:,}", f"{cost.macs:,}")
@@ -179,9 +203,17 @@ def predict(args: argparse.Namespace) -> int:
     from .factory import create_model, load_checkpoint
     from .predict import predict as predict_files
 
+    files = list(images.find(args.files))  # first what needs no download
+    if not files:
+        raise ValueError(f"no pictures in {', '.join(args.files)}")
     if args.checkpoint:
+        if args.checkpoint.is_file() and not args.model:
+            raise ValueError(f"{args.checkpoint}: a single file does not say which model it is for: give --model ARCH")
         model = load_checkpoint(args.checkpoint, model=args.model)
     elif args.model:
+        name, _ = catalog.split_name(args.model)
+        if not catalog.checkpoints(name):
+            raise ValueError(f"no weights are published for {name} (see `mnv3 list`): give your own with --checkpoint")
         model = create_model(args.model, pretrained=True)
     else:
         raise ValueError("which model? Give --model (see `mnv3 list --pretrained`) or --checkpoint")
@@ -189,20 +221,19 @@ def predict(args: argparse.Namespace) -> int:
         model.to(torch.device(args.device))
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {args.device}: {str(error).splitlines()[0]}") from error
-    files = list(images.find(args.files))
-    if not files:
-        raise ValueError(f"no pictures in {', '.join(args.files)}")
     failed = 0
     predictions = predict_files(model, files, topk=args.topk, batch_size=args.batch_size)
-    with tqdm(predictions, total=len(files), unit="picture", disable=None if len(files) > 1 else True) as bar:
+    # On a terminal the results themselves show the progress; without one on stderr (None), tqdm shows nothing.
+    disable = True if len(files) == 1 or sys.stdout.isatty() else None
+    with tqdm(predictions, total=len(files), unit=" pictures", disable=disable, leave=False) as bar:
         for prediction in bar:
             if prediction.error:
                 failed += 1
-                bar.write(f"mnv3: {prediction.error}", file=sys.stderr)
+                bar.write(_one_line(prediction.error), file=sys.stderr)
             elif args.json:
-                bar.write(json.dumps({"file": str(prediction.file), "topk": prediction.topk}), file=sys.stdout)
+                print(json.dumps({"file": str(prediction.file), "topk": prediction.topk}), flush=True)
             else:
-                bar.write(_readable(prediction, len(files) > 1), file=sys.stdout)
+                print(_readable(prediction, len(files) > 1), flush=True)
     return 1 if failed else 0
 
 
@@ -216,22 +247,32 @@ def _readable(prediction, name_file: bool) -> str:
 
 def convert(args: argparse.Namespace) -> int:
     """`mnv3 convert IN OUT --arch A`."""
+    from timm.models._hub import load_model_config_from_path
+
     from . import files
-    from .convert import convert_state_dict, num_classes_of
+    from .convert import convert_state_dict, layout_of, num_classes_of, unwrap
     from .factory import check_architecture, create_model
 
-    name, _ = catalog.split_name(args.arch)
-    source = args.source
-    if source.is_dir():
-        check_architecture(source, name)  # padding and eps are not in the tensors
-        source = files.weights_in(source)
+    name, tag = catalog.split_name(args.arch)
     if args.out.exists() and not args.force:
         raise FileExistsError(f"{args.out} exists: choose another folder, or replace it with --force")
-    checkpoint = files.read_checkpoint(source)
-    classes = num_classes_of(checkpoint) - args.drop_background
-    model = create_model(args.arch, num_classes=classes, se_order=args.se_order)
-    options = {"use_ema": args.ema, "bn_eps": args.bn_eps, "drop_background": args.drop_background}
-    model.load_state_dict(convert_state_dict(checkpoint, model, **options))
+    source, build = args.source, {}
+    # of unknown weights, unless a tag says which they are
+    cfg = {} if tag else dict.fromkeys(("tag", "license", "origin_url"))
+    if source.is_dir():
+        check_architecture(source, name)  # padding and eps are not in the tensors
+        found, _, build = load_model_config_from_path(source)
+        ours = ("architecture", "first_conv", "classifier", "source", "file")
+        cfg = {key: value for key, value in found.items() if key not in ours}
+        source = files.weights_in(source)
+    state_dict = unwrap(files.read_checkpoint(source), use_ema=args.ema)
+    classes = max(num_classes_of(state_dict) - args.drop_background, 0)
+    build |= {"num_classes": classes, "in_chans": layout_of(state_dict).stem(state_dict).shape[1]}
+    if args.se_order:
+        build["se_order"] = args.se_order
+    model = create_model(args.arch, pretrained_cfg_overlay=cfg, **build)
+    options = {"bn_eps": args.bn_eps, "drop_background": args.drop_background}
+    model.load_state_dict(convert_state_dict(state_dict, model, **options))
     folder = files.save(model, args.out, exist_ok=args.force)
     print(f"wrote {folder}: {args.arch}, {classes} classes, sha256 {files.digest(folder / files.WEIGHTS_FILE)}")
     return 0

@@ -24,7 +24,7 @@ class Prediction(NamedTuple):
 
 def predict(
     model: nn.Module,
-    files: Iterable[str | os.PathLike],
+    files: str | os.PathLike | Iterable[str | os.PathLike],
     *,
     topk: int = 5,
     batch_size: int = 32,
@@ -33,18 +33,20 @@ def predict(
 
     Args:
         model: A classifier with its `pretrained_cfg`, on any device; it is put into eval mode while it runs.
-        files: Files, and folders of pictures.
+        files: Files, and folders of pictures; or a single one.
         topk: How many classes.
         batch_size: Pictures per forward pass.
 
     Raises:
-        ValueError: `topk` or `batch_size` is below 1, or the model has no classifier.
+        ValueError: `topk` or `batch_size` is below 1, or the model has no classifier or does not take RGB.
     """
     for name, value in (("topk", topk), ("batch_size", batch_size)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}={value!r}: expected a whole number of at least 1")
     if not model.num_classes:
         raise ValueError("the model has no classifier (num_classes=0): nothing to predict")
+    if model.in_chans != 3:
+        raise ValueError(f"the model takes pictures of in_chans={model.in_chans}: files are read as RGB")
     return _predict(model, files, min(topk, model.num_classes), batch_size)
 
 
@@ -73,11 +75,12 @@ def _load(path: Path, transform: Callable) -> Tensor | str:
 
 def _classify(model: nn.Module, x: Tensor, topk: int) -> list[list[tuple[float, int]]]:
     parameter = next(model.parameters())
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]  # a frozen batch norm has its own
     model.eval()
     try:
         with torch.inference_mode():
             probs, indices = model(x.to(parameter)).float().softmax(1).topk(topk)
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
     return [list(zip(p, i, strict=True)) for p, i in zip(probs.tolist(), indices.tolist(), strict=True)]

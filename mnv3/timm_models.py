@@ -84,7 +84,8 @@ def _create(
     except RuntimeError:
         find(name, str(pretrained_cfg))  # says which tags there are
         raise
-    kwargs = {"arch": variant.table, "width": variant.width, "pad_type": variant.pad_type} | kwargs
+    defaults = {"arch": variant.table, "width": variant.width, "pad_type": variant.pad_type}
+    kwargs = defaults | kwargs
     model_args = {key: value for key, value in kwargs.items() if key not in _TIMM_ARGS}
     probe = MobileNetV3(**(model_args | {"device": "meta"}))  # bad values are refused before anything is fetched
     load_cfg = cfg
@@ -103,7 +104,6 @@ def _create(
     )
     found = cfg.to_dict()  # not load_cfg, which holds the weights themselves
     model.pretrained_cfg = model.default_cfg = pretrained_cfg_for_features(found) if features_only else found
-    defaults = {"arch": variant.table, "width": variant.width, "pad_type": variant.pad_type}
     # what config.json has to say to build the model again
     model._model_args = {k: v for k, v in model_args.items() if k not in ("device", "dtype") and v != defaults.get(k)}
     return model

@@ -64,6 +64,13 @@ def test_floors(name, path):
     assert len(path.read_text().splitlines()) <= 370, f"{path.name} has grown too long"
 
 
+def python(code, cwd, *options, path=ROOT):
+    """Code in a fresh interpreter, somewhere else."""
+    env = {"PYTHONPATH": str(path), "HOME": str(cwd)}
+    command = [sys.executable, *options, "-c", code]
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=120)
+
+
 def test_import_has_no_side_effect(tmp_path):
     """No network, seed, thread count, or heavy optional package; nothing warned of; nothing of timm's replaced."""
     code = f"""
@@ -83,14 +90,7 @@ assert all(after[name] is theirs[name] for name in theirs)
 importlib.reload(mnv3.timm_models)
 print(sorted({HEAVY!r} & set(sys.modules)))
 """
-    result = subprocess.run(
-        [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", code],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(ROOT), "HOME": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    result = python(code, tmp_path, "-W", "error", "-W", "ignore::DeprecationWarning")
     assert result.returncode == 0, result.stderr
     from_timm = {"torchvision.models", "tqdm", "yaml"}  # timm and the Hub client import these themselves
     assert set(ast.literal_eval(result.stdout)) <= from_timm
@@ -109,14 +109,7 @@ except ImportError as error:
     print(error)
 print(timm.list_models("mnv3_*"))
 """
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    result = python(code, tmp_path)
     message, names = result.stdout.splitlines()
     assert message.startswith("timm's registry has mnv3_small from __main__ already; mnv3 has registered nothing")
     assert names == "['mnv3_small']"
@@ -124,14 +117,7 @@ print(timm.list_models("mnv3_*"))
 
 def test_timm_before_and_after(tmp_path):
     code = "import timm; import mnv3; print(timm.create_model('mnv3_small').num_features, timm.is_model('mnv3_large'))"
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    result = python(code, tmp_path)
     assert result.stdout == "576 True\n", result.stderr
 
 
@@ -164,10 +150,7 @@ def test_wheel(tmp_path):
     extras = set(re.findall(r"^Provides-Extra: (\w+)", metadata, re.MULTILINE))
     assert extras == {"test", "finetune", "deploy", "viz", "convert", "all"}
     code = "import mnv3.cli, sys; sys.exit(mnv3.cli.main(['list', '--json']))"
-    env = {"PYTHONPATH": str(tmp_path / "site"), "HOME": str(tmp_path)}
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120
-    )
+    result = python(code, tmp_path, path=tmp_path / "site")
     assert len(result.stdout.splitlines()) > 15, result.stderr
 
 

@@ -1,5 +1,8 @@
 """predict(): order, batches, labels, bad files; and agreement with timm on real pictures."""
 
+import copy
+import json
+
 import pytest
 import timm
 import torch
@@ -40,6 +43,28 @@ def test_order_and_batches(model, folder):
             assert [e["prob"] for e in one.topk] == pytest.approx([e["prob"] for e in other.topk], abs=1e-5)
 
 
+def test_a_bad_file_anywhere_in_a_batch(model, folder, tmp_path):
+    good, bad = folder / "a.png", tmp_path / "none.png"
+    alone = [entry["prob"] for entry in next(mnv3.predict(model, good)).topk]
+    for files in ([bad], [bad, bad, bad], [bad, good], [good, bad], [good, bad, good, bad, bad, good]):
+        for size in (1, 2, 6):
+            found = list(mnv3.predict(model, files, batch_size=size))
+            assert [p.file for p in found] == files
+            assert [p.error for p in found] == [f"{bad}: no such file" if file == bad else None for file in files]
+            for p in found:
+                assert [e["prob"] for e in p.topk] == pytest.approx([] if p.error else alone, abs=1e-5)
+
+
+def test_pictures_of_any_shape(model, tmp_path):
+    sizes = [(1, 1), (20000, 1), (1, 20000), (31, 900), (3000, 2)]
+    for i, size in enumerate(sizes):
+        Image.new("RGB", size, "red").save(tmp_path / f"{i}.png")
+    found = list(mnv3.predict(model, tmp_path))
+    assert [p.error for p in found] == [None] * 5
+    probs = [[entry["prob"] for entry in p.topk] for p in found]
+    assert probs == [pytest.approx(probs[0], abs=1e-4)] * 5, "all are red"
+
+
 def test_probabilities(model, folder):
     (found,) = mnv3.predict(model, [folder / "a.png"], topk=100)
     assert len(found.topk) == 10
@@ -57,12 +82,36 @@ def test_training_mode_is_restored_and_not_used(model, folder):
     model.train()
     assert list(mnv3.predict(model, [folder / "a.png"])) == expected
     assert model.training
+    model.blocks.eval()  # frozen, as people do for fine-tuning
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert list(mnv3.predict(model, [folder / "a.png"])) == expected
+    assert model.training
+    assert not model.blocks[0].depthwise.norm.training
+    assert model.stem.norm.training
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    predictions = mnv3.predict(model, [folder / "a.png"] * 2, batch_size=1)
+    next(predictions)
+    assert model.training, "also between two pictures"
     model.eval()
 
 
 def test_any_iterable_of_paths(model, folder):
     assert len(list(mnv3.predict(model, (str(path) for path in [folder / "a.png", folder / "f.png"])))) == 2
     assert list(mnv3.predict(model, [])) == []
+    for single in (folder / "a.png", str(folder / "a.png")):
+        assert [p.file for p in mnv3.predict(model, single)] == [folder / "a.png"]
+
+
+def test_only_the_next_batch_is_read(model, folder):
+    asked = []
+
+    def endless():
+        while True:
+            asked.append(folder / "a.png")
+            yield asked[-1]
+
+    next(mnv3.predict(model, endless(), batch_size=3))
+    assert len(asked) == 3
 
 
 @pytest.mark.parametrize(
@@ -81,6 +130,16 @@ def test_bad_values(model, kwargs, message):
 def test_no_classifier():
     with pytest.raises(ValueError, match="no classifier"):
         mnv3.predict(timm.create_model("mnv3_small_cifar", num_classes=0), [])
+    with pytest.raises(ValueError, match="takes pictures of in_chans=1: files are read as RGB"):
+        mnv3.predict(timm.create_model("mnv3_small_cifar", in_chans=1), [])
+
+
+def test_half_precision_and_fused_models(model, folder):
+    expected = [e["index"] for e in next(mnv3.predict(model, folder / "a.png")).topk]
+    for other in (copy.deepcopy(model).bfloat16(), mnv3.fuse(copy.deepcopy(model).eval())):
+        found = next(mnv3.predict(other, folder / "a.png"))
+        assert found.topk[0]["index"] == expected[0]
+        assert json.dumps(found.topk)
 
 
 def test_labels_of_the_configuration(folder, tmp_path):
@@ -113,3 +172,14 @@ def test_real_pictures_as_timm_sees_them(shared):
         assert prediction.topk[0]["index"] == probs.argmax()
         assert prediction.topk[0]["prob"] == pytest.approx(probs.max().item(), abs=1e-4)
     assert found[0].topk[0]["label"] == "tench"
+
+
+def test_the_names_of_the_pictures(shared):
+    """The data set's file names have the class and its name: all 1000 stand where they should."""
+    names = mnv3.class_names(timm.create_model("mnv3_small", device="meta"))
+    assert len(names) == 1000
+    assert (names[0], names[1], names[999]) == ("tench", "goldfish", "toilet tissue")
+    for path in (shared / "images" / "imagenet_half").glob("*.jpg"):
+        number, _, words = path.stem.split("_", 2)
+        first = names[int(number)].replace("'", "").lower().split()[0]
+        assert first in words.replace("'", "").lower()
