@@ -230,8 +230,8 @@ def convert_state_dict(
     state_dict = unwrap(checkpoint, use_ema=use_ema)
     layout = layout_of(state_dict)
     converted = _to_our_keys(state_dict, layout)
-    if layout.name == "d-li14":
-        _check_se_order(state_dict, model)
+    if any(".se." in key for key in converted):
+        _check_se_order(state_dict, layout, model)
     _drop_foreign_classifier(converted, model, drop_background)
     _check_fit(converted, model, layout)
     eps = layout.eps(model) if bn_eps is None else bn_eps
@@ -241,8 +241,10 @@ def convert_state_dict(
     return converted
 
 
-def _check_se_order(state_dict: dict[str, Tensor], model: nn.Module) -> None:
-    orders = _se_orders(state_dict)
+def _check_se_order(state_dict: dict[str, Tensor], layout: Layout, model: nn.Module) -> None:
+    if layout.name == "mnv3":
+        return  # our own keys are the same in every order; config.json says which
+    orders = _se_orders(state_dict) if layout.name == "d-li14" else ["act-se"]
     if model.se_order not in orders:
         found = f"se_order={orders[-1]!r}" if orders else "an order that differs from block to block"
         raise WeightsError(
@@ -275,16 +277,20 @@ def _drop_foreign_classifier(converted: dict[str, Tensor], model: nn.Module, dro
     if classes == 0:
         logger.warning("classifier left at its initial values: the file has none; all else is loaded")
         return
-    if classes == model.num_classes + 1:
-        if not drop_background:
+    if drop_background:
+        if classes != model.num_classes + 1:
             raise WeightsError(
-                f"the classifier has {classes} classes, one more than the model: TensorFlow's has a background class "
-                f"in front; pass drop_background=True to drop it, or num_classes={classes} to keep it"
+                f"drop_background=True, but the file has {classes} classes, the model {model.num_classes}"
             )
         logger.warning("dropped class 0, the background class, of the file's %d classes", classes)
         for key in ("classifier.weight", "classifier.bias"):
             converted[key] = converted[key][1:]
         return
+    if (classes, model.num_classes) == (1001, 1000):
+        raise WeightsError(
+            "the classifier has 1001 classes, one more than the model: TensorFlow's has a background class in front; "
+            "pass drop_background=True to drop it, or num_classes=1001 to keep it"
+        )
     if model.num_classes:
         logger.warning(
             "classifier left at its initial values: the file has %d classes, the model %d; all else is loaded",

@@ -160,6 +160,14 @@ def test_background_class(caplog, timm_small):
     assert len(convert_state_dict(with_background, kept)["classifier.bias"]) == 1001
 
 
+@pytest.mark.parametrize(("classes", "wanted"), [(10, 9), (1, 0), (5, 4)])
+def test_one_class_more_is_not_always_a_background(caplog, classes, wanted):
+    file = MobileNetV3("small", num_classes=classes).state_dict()
+    assert "classifier.weight" not in convert_state_dict(file, MobileNetV3("small", num_classes=wanted))
+    with pytest.raises(WeightsError, match=f"drop_background=True, but the file has {classes} classes, the model 3"):
+        convert_state_dict(file, MobileNetV3("small", num_classes=3), drop_background=True)
+
+
 def test_background_class_through_timm(tmp_path, timm_small):
     with_background = dict(timm_small)
     for leaf in ("weight", "bias"):
@@ -214,6 +222,8 @@ def test_se_order_of_the_file(small):
         port, small, "the file has its squeeze-and-excite in se_order='se-act-expanded', the model in se_order='act-se'"
     )
     refused(DLi14(arch.SMALL, fixed=True).state_dict(), MobileNetV3("small", se_order="se-act"), "se_order='act-se'")
+    for theirs in (timm.create_model("mobilenetv3_small_100"), torchvision.models.mobilenet_v3_small()):
+        refused(theirs.state_dict(), MobileNetV3("small", se_order="se-act"), "the file has its squeeze-and-excite in")
     mixed = DLi14(arch.SMALL, fixed=True).state_dict()
     for key in [key for key in mixed if key.startswith("features.4.")]:
         del mixed[key]
