@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from . import __version__, arch, catalog
+from .errors import WeightsError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,8 +30,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if args.debug:
             raise
-        print(_one_line(str(error) or type(error).__name__), file=sys.stderr)
+        print(_one_line(_reason(error)), file=sys.stderr)
         return 1
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    expected = isinstance(error, (ValueError, WeightsError, OSError, ImportError)) and str(error)
+    return str(error) if expected else f"{type(error).__name__}: {error}"
 
 
 def _one_line(message: str) -> str:
@@ -207,7 +215,9 @@ def predict(args: argparse.Namespace) -> int:
     if not files:
         raise ValueError(f"no pictures in {', '.join(args.files)}")
     if args.checkpoint:
-        if args.checkpoint.is_file() and not args.model:
+        if not args.checkpoint.exists():
+            raise ValueError(f"--checkpoint {args.checkpoint}: no such file or folder")
+        if not args.checkpoint.is_dir() and not args.model:
             raise ValueError(f"{args.checkpoint}: a single file does not say which model it is for: give --model ARCH")
         model = load_checkpoint(args.checkpoint, model=args.model)
     elif args.model:

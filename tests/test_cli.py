@@ -2,10 +2,10 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import timm
@@ -17,7 +17,7 @@ from ports import DLi14
 from safetensors.torch import save_file
 
 import mnv3
-from mnv3 import arch, cli
+from mnv3 import arch, catalog, cli
 from mnv3.timm_models import VARIANTS
 
 
@@ -111,20 +111,82 @@ def test_info_at_another_size(run):
     assert f"{arch.count_macs(arch.SMALL, size=112):,}" in run("info", "mnv3_small", "--size", 112)[1]
 
 
+def test_info_of_a_checkpoint(run):
+    """miil_in21k has 11221 classes."""
+    _, out, _ = run("info", "mnv3_large.miil_in21k")
+    assert f"{arch.count_params(arch.LARGE, num_classes=11221):,}" in out
+    _, out, _ = run("info", "mnv3_large")
+    for record in catalog.checkpoints("mnv3_large"):
+        (line,) = [line for line in out.splitlines() if line.split()[:1] == [record.name]]
+        assert line.endswith(record.license)
+    assert run("info", "mnv3_small_cifar")[1].endswith("\nweights: none published\n")
+
+
+def test_tables_are_aligned(run):
+    for command, last in ((["list"], "classes"), (["info", "mnv3_large"], "MACs")):
+        out = run(*command)[1]
+        assert not [line for line in out.splitlines() if line != line.rstrip()]
+        table = next(part for part in out.split("\n\n") if last in part).splitlines()
+        end = table[0].index(last) + len(last)
+        assert all(line[end - 1].isdigit() and line[end : end + 1] in ("", " ") for line in table[1:])
+
+
 def test_unknown_names(fails):
     assert "did you mean 'mnv3_large'" in fails("info", "mnv3_larg")
     assert "unknown model 'resnet50'. Allowed: mnv3_large" in fails("predict", "x.jpg", "--model", "resnet50")
     assert "unknown tag 'x' of mnv3_small" in fails("predict", "x.jpg", "--model", "mnv3_small.x")
-    assert "no pretrained weights are published for mnv3_large_075" in fails(
+    assert "no weights are published for mnv3_large_075 (see `mnv3 list`): give your own with --checkpoint" in fails(
         "predict", "x", "--model", "mnv3_large_075"
     )
 
 
 def test_debug_shows_the_traceback():
-    plain, debug = (subprocess_run("info", "nothing", *option) for option in ((), ("--debug",)))
-    assert (plain.returncode, debug.returncode) == (1, 1)
-    assert "Traceback" not in plain.stderr
-    assert "Traceback" in debug.stderr
+    result = subprocess_run("info", "nothing", "--debug")
+    assert result.returncode == 1
+    assert result.stderr.startswith("Traceback")
+    assert "ValueError: unknown model 'nothing'" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("two\n  lines"), "mnv3: two lines"),
+        (KeyError("x"), "mnv3: KeyError: 'x'"),
+        (RuntimeError("CUDA error"), "mnv3: RuntimeError: CUDA error"),
+        (PermissionError(13, "Permission denied", "there"), "mnv3: there: Permission denied"),
+    ],
+)
+def test_any_failure_is_one_line(fails, monkeypatch, error, line):
+    def broken(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(catalog, "split_name", broken)
+    assert fails("info", "mnv3_small") == f"{line}\n"
+    with pytest.raises(type(error)):
+        cli.main(["info", "mnv3_small", "--debug"])
+
+
+def test_interrupted(run, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(catalog, "split_name", interrupted)
+    assert run("info", "mnv3_small") == (130, "", "")
+
+
+@pytest.mark.parametrize("command", [[], ["list"], ["info"], ["predict"], ["convert"]])
+def test_help(run, command):
+    status, out, _ = run(*command, "--help")
+    assert status == 0
+    assert out.startswith(" ".join(["usage: mnv3", *command]))
+
+
+def test_usage_errors(run):
+    assert run("--version")[:2] == (0, f"mnv3 {mnv3.__version__}\n")
+    for wrong in ([], ["nothing"], ["info"], ["info", "mnv3_small", "--size", "0"], ["list", "x"], ["predict"]):
+        status, out, err = run(*wrong)
+        assert (status, out) == (2, "")
+        assert err.startswith("usage: mnv3")
 
 
 # --- predict
@@ -161,7 +223,9 @@ def test_predict_single_files(run, fails, pictures, net, tmp_path):
     assert status == 0
     assert out.count("class ") == 4
     message = fails("predict", pictures / "a.png", "--checkpoint", tmp_path / "x.pth")
-    assert "a single file does not say which model it is for: give one" in message
+    assert (
+        message == f"mnv3: {tmp_path / 'x.pth'}: a single file does not say which model it is for: give --model ARCH\n"
+    )
     message = fails("predict", pictures / "a.png", "--checkpoint", tmp_path / "x.pth", "--model", "mnv3_small")
     assert "The file fits mnv3_small_050" in message
     message = fails("predict", pictures / "a.png", "--checkpoint", net, "--model", "mnv3_large")
@@ -172,7 +236,9 @@ def test_predict_wrong_usage(run, fails, pictures, net, tmp_path):
     assert "which model? Give --model" in fails("predict", pictures / "a.png")
     assert f"no pictures in {tmp_path}" in fails("predict", tmp_path, "--checkpoint", net)
     assert "--device nonsense" in fails("predict", pictures / "a.png", "--checkpoint", net, "--device", "nonsense")
-    assert "no file of weights at" in fails("predict", "x", "--checkpoint", tmp_path / "none", "--model", "mnv3_small")
+    message = f"mnv3: --checkpoint {tmp_path / 'none'}: no such file or folder\n"
+    assert fails("predict", "x", "--checkpoint", tmp_path / "none") == message
+    assert fails("predict", "x", "--checkpoint", tmp_path / "none", "--model", "mnv3_small") == message
     assert "is no weights folder: it has no config.json" in fails("predict", "x", "--checkpoint", tmp_path)
     for wrong in (["--topk", "0"], ["--topk", "x"], ["--batch-size", "-1"]):
         status, _, err = run("predict", pictures / "a.png", "--checkpoint", net, *wrong)
@@ -186,11 +252,14 @@ def test_predict_on_a_gpu(run, pictures, net):
 
 
 def test_closed_pipe():
+    """`mnv3 list | head`, where head is gone before anything is written."""
     env = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = f"{sys.executable} -m mnv3 list | head -1; echo ${{PIPESTATUS[0]}}"
-    result = subprocess.run(["bash", "-c", command], env=env, capture_output=True, text=True, timeout=60)
-    assert result.stderr == ""
-    assert result.stdout.splitlines()[0].startswith("name")
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "mnv3", "list"]
+    result = subprocess.run(command, env=env, stdout=write, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(write)
+    assert (result.returncode, result.stderr) == (1, "")
 
 
 def test_ctrl_c(net, tmp_path):
@@ -198,18 +267,53 @@ def test_ctrl_c(net, tmp_path):
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "mnv3", "predict", str(tmp_path / "never.png"), "--checkpoint", str(net)]
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    time.sleep(6)
-    process.send_signal(signal.SIGINT)
-    with open(tmp_path / "never.png", "wb"):  # lets the reading thread end
-        pass
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Traceback" not in err
+    with open(tmp_path / "never.png", "wb"):  # waits for the reader; when it is closed, the reading thread can end
+        process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, "", "")
 
 
-def test_without_a_terminal_there_is_no_progress_bar(pictures, net):
-    result = subprocess_run("predict", pictures, "--checkpoint", net, "--topk", 1)
-    assert result.stderr == f"mnv3: {pictures / 'c.png'}: not a picture\n"
+@pytest.mark.parametrize("terminals", [(), ("stderr",), ("stdout", "stderr")])
+def test_progress_bar(run, pictures, net, monkeypatch, terminals):
+    """Only where results go elsewhere than to the terminal that the bar is on; on both, one would disturb the other."""
+    for name in terminals:
+        monkeypatch.setattr(getattr(sys, name), "isatty", lambda: True)
+    status, out, err = run("predict", pictures, "--checkpoint", net, "--topk", 1, "--json")
+    assert status == 1
+    assert len([json.loads(line) for line in out.splitlines()]) == 3
+    assert f"mnv3: {pictures / 'c.png'}: not a picture\n" in err
+    assert ("0/4" in err) == (terminals == ("stderr",))
+    _, _, err = run("predict", pictures / "a.png", "--checkpoint", net)
+    assert err == "", "nor for a single picture"
+
+
+def test_odd_file_names(pictures, net, tmp_path):
+    """Not valid UTF-8, a line break, and letters that a terminal's encoding lacks."""
+    names = [b"caf\xe9.png", "\u732b.png".encode(), b"two\nlines.png"]
+    for name in names:
+        shutil.copy(
+            os.fsencode(pictures / ("c.png" if b"\n" in name else "a.png")), os.fsencode(tmp_path) + b"/" + name
+        )
+    command = [sys.executable, "-m", "mnv3", "predict", str(tmp_path), "--checkpoint", str(net), "--topk", "1"]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii:strict"}
+    result = subprocess.run(command, env=env, capture_output=True, timeout=60)
+    assert result.returncode == 1
+    assert result.stderr == f"mnv3: {tmp_path}/two lines.png: not a picture\n".encode()
+    assert result.stdout.splitlines()[::2] == [
+        f"{tmp_path}/{name}".encode() for name in (r"caf\udce9.png", r"\u732b.png")
+    ]
+
+
+def test_warnings_of_libraries_are_not_shown(run, pictures, net, tmp_path):
+    Image.open(pictures / "a.png").save(tmp_path / "x.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\x01")
+    assert run("predict", tmp_path / "x.jpg", "--checkpoint", net)[::2] == (0, "")
+    with pytest.warns(UserWarning, match="Corrupt EXIF"):
+        run("predict", tmp_path / "x.jpg", "--checkpoint", net, "--debug")
+
+
+def test_no_weights_are_fetched_for_no_pictures(fails, monkeypatch, tmp_path):
+    monkeypatch.setattr(mnv3.hub, "fetch", lambda *args, **kwargs: pytest.fail("downloaded"))
+    assert "no pictures in" in fails("predict", tmp_path, "--model", "mnv3_small")
 
 
 # --- convert
@@ -257,12 +361,92 @@ def test_convert_a_folder_of_timms(run, fails, tmp_path, pictures):
     assert "holds mnv3_small_minimal_tf, not mnv3_small_minimal" in message
 
 
+def config(folder):
+    return json.loads((folder / "config.json").read_text())
+
+
+def test_convert_keeps_what_a_folder_says(run, tmp_path):
+    """Preprocessing and names of the classes go with the weights; and so does the width."""
+    theirs = timm.create_model("mobilenetv3_small_050.lamb_in1k", num_classes=3)
+    theirs.pretrained_cfg = theirs.pretrained_cfg | {"mean": (0.1, 0.2, 0.3), "crop_pct": 0.7, "tag": "mine"}
+    names = ["a", "b", "c"]
+    timm.models.save_for_hf(theirs, str(tmp_path / "in"), model_config={"label_names": names}, safe_serialization=True)
+    mnv3.save(mnv3.create_model("mnv3_small", width=0.35, num_classes=3), tmp_path / "narrow", label_names=names)
+    assert run("convert", tmp_path / "in", tmp_path / "out", "--arch", "mnv3_small_050")[0] == 0
+    cfg = config(tmp_path / "out")["pretrained_cfg"]
+    assert (cfg["mean"], cfg["crop_pct"], cfg["tag"]) == ([0.1, 0.2, 0.3], 0.7, "mine")
+    assert (cfg["first_conv"], cfg["classifier"]) == ("stem.conv", "classifier")
+    assert run("convert", tmp_path / "narrow", tmp_path / "copy", "--arch", "mnv3_small")[0] == 0
+    assert config(tmp_path / "copy")["model_args"]["width"] == 0.35
+    for folder in ("out", "copy"):
+        model = mnv3.load_checkpoint(tmp_path / folder)
+        assert mnv3.class_names(model) == names
+        assert model.pretrained_cfg["num_classes"] == 3
+
+
+def test_convert_claims_nothing_of_a_file(run, tmp_path):
+    """Unless --arch has a tag, a file is not said to be the default checkpoint, with its licence and origin."""
+    theirs, _, _ = foreign("torchvision")
+    torch.save(theirs.state_dict(), tmp_path / "in.pth")
+    run("convert", tmp_path / "in.pth", tmp_path / "plain", "--arch", "mnv3_small")
+    assert not {"tag", "license", "origin_url"} & set(config(tmp_path / "plain")["pretrained_cfg"])
+    run("convert", tmp_path / "in.pth", tmp_path / "tagged", "--arch", "mnv3_small.tv_in1k")
+    cfg = config(tmp_path / "tagged")["pretrained_cfg"]
+    assert (cfg["tag"], cfg["license"], cfg["interpolation"]) == ("tv_in1k", "bsd-3-clause", "bilinear")
+
+
+def test_convert_other_channels(run, tmp_path):
+    theirs = randomize(timm.create_model("mobilenetv3_small_050", in_chans=1, num_classes=3))
+    torch.save(theirs.state_dict(), tmp_path / "in.pth")
+    assert run("convert", tmp_path / "in.pth", tmp_path / "out", "--arch", "mnv3_small_050")[0] == 0
+    model = mnv3.load_checkpoint(tmp_path / "out").eval()
+    x = torch.randn(2, 1, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(x), theirs(x), rtol=1e-4, atol=1e-4)
+
+
+def test_convert_without_classifier(run, tmp_path):
+    torch.save(timm.create_model("mobilenetv3_small_050", num_classes=0).state_dict(), tmp_path / "in.pth")
+    status, out, _ = run("convert", tmp_path / "in.pth", tmp_path / "out", "--arch", "mnv3_small_050")
+    assert status == 0
+    assert "mnv3_small_050, 0 classes" in out
+
+
+def test_convert_eps_and_order(run, fails, tmp_path):
+    theirs, name, order = foreign("d-li14")
+    torch.save(theirs.state_dict(), tmp_path / "in.pth")
+    message = fails("convert", tmp_path / "in.pth", tmp_path / "out", "--arch", name)
+    assert "the file has its squeeze-and-excite in se_order='se-act-expanded'" in message
+    assert not (tmp_path / "out").exists()
+    assert run("convert", tmp_path / "in.pth", tmp_path / "out", "--arch", name, *order, "--bn-eps", "1e-3")[0] == 0
+    for module in theirs.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eps = 1e-3
+    x = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(mnv3.load_checkpoint(tmp_path / "out").eval()(x), theirs(x), rtol=1e-4, atol=1e-4)
+
+
 def test_convert_refuses(fails, tmp_path):
     theirs, _, _ = foreign("torchvision")
     torch.save(theirs.state_dict(), tmp_path / "in.pth")
     assert "The file fits mnv3_small" in fails("convert", tmp_path / "in.pth", tmp_path / "out", "--arch", "mnv3_large")
     assert "no file of weights" in fails("convert", tmp_path / "none.pth", tmp_path / "out", "--arch", "mnv3_large")
     assert "unknown model" in fails("convert", tmp_path / "in.pth", tmp_path / "out", "--arch", "mobilenet")
+    (tmp_path / "text.pth").write_text("hello")
+    message = fails("convert", tmp_path / "text.pth", tmp_path / "out", "--arch", "mnv3_small")
+    assert f"{tmp_path / 'text.pth'}: not a whole file of weights" in message
+    torch.save({"epoch": 3}, tmp_path / "text.pth")
+    message = fails("convert", tmp_path / "text.pth", tmp_path / "out", "--arch", "mnv3_small")
+    assert "no state dict in the checkpoint: it has epoch" in message
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "text.pth")
+    message = fails("convert", tmp_path / "text.pth", tmp_path / "out", "--arch", "mnv3_small")
+    assert "not a MobileNetV3 that mnv3 knows" in message
+    message = fails("convert", tmp_path / "in.pth", tmp_path / "text.pth", "--arch", "mnv3_small", "--force")
+    assert f"{tmp_path / 'text.pth'} is not only a weights folder and is not replaced" in message
+    message = fails("convert", tmp_path / "in.pth", tmp_path / "text.pth" / "out", "--arch", "mnv3_small")
+    assert "text.pth" in message
+    (tmp_path / "text.pth").unlink()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.pth"], "nothing half-written"
 
 
@@ -272,7 +456,12 @@ def test_convert_does_not_overwrite(run, fails, tmp_path):
     command = ("convert", tmp_path / "in.pth", tmp_path / "out", "--arch", name)
     assert run(*command)[0] == 0
     assert "out exists: choose another folder, or replace it" in fails(*command)
+    (tmp_path / "out" / "config.json").write_text("old")
     assert run(*command, "--force")[0] == 0
+    assert config(tmp_path / "out")["architecture"] == name
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    assert "is not replaced: it has notes.txt" in fails(*command, "--force")
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
 
 
 def test_convert_background_and_ema(run, fails, tmp_path):
@@ -285,4 +474,30 @@ def test_convert_background_and_ema(run, fails, tmp_path):
     assert "1000 classes" in out
     assert "dropped class 0" in err
     assert "use_ema=True, but the checkpoint has none of" in fails(*command, "--force", "--ema")
-    assert mnv3.load_checkpoint(tmp_path / "out").num_classes == 1000
+    dropped = mnv3.load_checkpoint(tmp_path / "out")
+    assert dropped.num_classes == 1000
+    torch.testing.assert_close(dropped.classifier.weight, theirs.classifier.weight[1:], rtol=0, atol=0)
+
+
+def test_convert_averaged_weights(run, tmp_path):
+    raw, averaged = (randomize(timm.create_model("mobilenetv3_small_050", num_classes=2), seed) for seed in (0, 1))
+    wrapped = {"module." + key: value for key, value in averaged.state_dict().items()}
+    torch.save({"state_dict": raw.state_dict(), "model_ema": wrapped}, tmp_path / "in.pth")
+    for option, expected in ((["--ema"], averaged), ([], averaged), (["--no-ema"], raw)):
+        command = ("convert", tmp_path / "in.pth", tmp_path / "out", "--arch", "mnv3_small_050", "--force", *option)
+        assert run(*command)[0] == 0
+        found = mnv3.load_checkpoint(tmp_path / "out").classifier.weight
+        torch.testing.assert_close(found, expected.classifier.weight, rtol=0, atol=0)
+
+
+def test_convert_real_weights(run, shared, tmp_path):
+    """The same predictions, to the letter, from timm's folder and from what is made of it."""
+    source = shared / "weights" / "hub" / "timm" / "tf_mobilenetv3_small_100.in1k"
+    pictures = sorted((shared / "images" / "imagenet_half").glob("*.jpg"))[:3]
+    status, before, _ = run("predict", *pictures, "--checkpoint", source)
+    assert status == 0
+    assert "tench" in before.splitlines()[1]
+    assert run("convert", source, tmp_path / "out", "--arch", "mnv3_small_tf")[0] == 0
+    assert run("predict", *pictures, "--checkpoint", tmp_path / "out")[1] == before
+    file = source / "model.safetensors"
+    assert run("predict", *pictures, "--checkpoint", file, "--model", "mnv3_small_tf")[1] == before
