@@ -8,6 +8,7 @@ from pathlib import Path
 _CACHE = tempfile.TemporaryDirectory(prefix="mnv3-tests-")
 # before the first import of huggingface_hub and torch.hub, which read these once; subprocesses inherit them
 os.environ.update(HF_HOME=f"{_CACHE.name}/hf", TORCH_HOME=f"{_CACHE.name}/torch", HF_HUB_DISABLE_TELEMETRY="1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads that wait for a busy machine are slower than one
 for _name in ("HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_TOKEN", "HF_HUB_CACHE", "GITHUB_TOKEN"):
     os.environ.pop(_name, None)
 
