@@ -160,7 +160,7 @@ def list_models(args: argparse.Namespace) -> int:
     rows = [("name", "params/M", "MACs/M", "px", "classes", "top-1/%", "weights")]
     for e in entries:
         numbers = (f"{e['params'] / 1e6:.2f}", f"{e['macs'] / 1e6:.1f}", e["size"], e["num_classes"])
-        rows.append((e["name"], *numbers, e["top1"] or "-", e["source"] or "-"))
+        rows.append((e["name"], *numbers, f"{e['top1']:.3f}" if e["top1"] else "-", e["source"] or "-"))
     print("\n".join(_table(rows, "<>>>>><")))
     return 0
 

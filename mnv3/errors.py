@@ -15,6 +15,6 @@ def choices(given: str, allowed: Iterable[str], *, limit: int = 20) -> str:
     """Near misses of `given` first, then the allowed names, as the tail of an error message."""
     allowed = list(allowed)
     near = difflib.get_close_matches(given, allowed, n=3, cutoff=0.6)
-    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
     more = f" and {len(allowed) - limit} more" if len(allowed) > limit else ""
     return f"{hint}Allowed: {', '.join(allowed[:limit])}{more}."

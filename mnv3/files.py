@@ -6,6 +6,7 @@ library reads it, and nothing in it is ever executed.
 """
 
 import argparse
+import copy
 import hashlib
 import json
 import operator
@@ -278,10 +279,6 @@ def golden(model: nn.Module) -> dict[str, torch.Tensor]:
     size = min(64, model.pretrained_cfg["input_size"][-1])
     inputs = torch.randn(2, model.in_chans, size, size, generator=torch.Generator().manual_seed(0))
     parameter = next(model.parameters())
-    training = model.training
-    try:
-        with torch.inference_mode():
-            outputs = model.eval()(inputs.to(parameter)).float().cpu()
-    finally:
-        model.train(training)
+    with torch.no_grad():
+        outputs = copy.deepcopy(model).eval()(inputs.to(parameter)).float().cpu()  # the model's modes stay as they are
     return {"inputs": inputs, "outputs": outputs.contiguous()}

@@ -106,7 +106,7 @@ def test_defaults_are_the_best_with_the_usual_preprocessing():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("mnv3_lagre", "unknown model 'mnv3_lagre'. did you mean 'mnv3_large'"),
+        ("mnv3_lagre", "unknown model 'mnv3_lagre'. Did you mean 'mnv3_large'"),
         ("resnet50", "unknown model 'resnet50'. Allowed: mnv3_large, mnv3_small"),
         ("mnv3_large.ra", "unknown tag 'ra' of mnv3_large.*ra_in1k"),
         ("mnv3_large_075.x", "no pretrained weights are published for mnv3_large_075.*that has them: mnv3_large, "),

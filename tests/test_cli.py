@@ -132,7 +132,7 @@ def test_tables_are_aligned(run):
 
 
 def test_unknown_names(fails):
-    assert "did you mean 'mnv3_large'" in fails("info", "mnv3_larg")
+    assert "Did you mean 'mnv3_large'" in fails("info", "mnv3_larg")
     assert "unknown model 'resnet50'. Allowed: mnv3_large" in fails("predict", "x.jpg", "--model", "resnet50")
     assert "unknown tag 'x' of mnv3_small" in fails("predict", "x.jpg", "--model", "mnv3_small.x")
     assert "no weights are published for mnv3_large_075 (see `mnv3 list`): give your own with --checkpoint" in fails(
