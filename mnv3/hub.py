@@ -123,10 +123,11 @@ def _stated_digest(path: Path) -> str | None:
     return blob if len(blob) == 64 else None
 
 
-def _cache_dir() -> str | None:
+def _cache_dir() -> Path | None:
     """Where the environment now says that the Hub's cache is; the client read it when it was imported."""
     home = os.environ.get("HF_HOME")
-    return os.environ.get("HF_HUB_CACHE") or (f"{home}/hub" if home else None)
+    folder = os.environ.get("HF_HUB_CACHE") or (f"{home}/hub" if home else "")
+    return Path(folder).expanduser() if folder else None
 
 
 def _offline() -> bool:

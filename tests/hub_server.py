@@ -79,6 +79,7 @@ class HubServer(ThreadingHTTPServer):
         requests: All requests so far.
         delay: Seconds per 64 KiB under the fault 'slow'.
         linked: Whether files of weights have the X-Linked-* headers, as on the real Hub; not every mirror sends them.
+        lfs: Suffixes of the files that git keeps outside, which have the SHA-256 as their ETag.
         redirect: Whether files of weights come from another host name, as from the real Hub's CDN.
     """
 
@@ -93,6 +94,7 @@ class HubServer(ThreadingHTTPServer):
         self.faults: list[Fault] = []
         self.delay = 0.05
         self.linked = True
+        self.lfs = LFS
         self.redirect = False
 
     def __enter__(self) -> "HubServer":
@@ -137,9 +139,9 @@ def _is_commit(name: str) -> bool:
 
 
 @lru_cache
-def _etag(file: Path, size: int, mtime: int) -> str:
+def _etag(file: Path, lfs: bool, size: int, mtime: int) -> str:
     data = file.read_bytes()
-    return hashlib.sha256(data).hexdigest() if file.suffix in LFS else _git_hash(data)
+    return hashlib.sha256(data).hexdigest() if lfs else _git_hash(data)
 
 
 def _git_hash(data: bytes) -> str:
@@ -205,19 +207,20 @@ class Handler(BaseHTTPRequestHandler):
 
     def _send_repo_file(self, repo: str, commit: str, path: Path, name: str, resolve: bool, faults: set[str]) -> None:
         headers = {} if "bare" in faults else {"X-Repo-Commit": commit}
+        lfs = path.suffix in self.server.lfs
         if not path.is_file():
             self._error(404, "EntryNotFound", "Entry not found", headers)
             return
         if "bare" not in faults:
             stat = path.stat()
-            etag = _etag(path, stat.st_size, stat.st_mtime_ns)
+            etag = _etag(path, lfs, stat.st_size, stat.st_mtime_ns)
             headers["ETag"] = f'"{etag}"'
-            if path.suffix in LFS and self.server.linked:
+            if lfs and self.server.linked:
                 size = 0 if "empty" in faults else stat.st_size
                 headers |= {"X-Linked-ETag": f'"{etag}"', "X-Linked-Size": str(size)}
             if faults & {"unsized"}:
                 headers.pop("X-Linked-Size", None)
-        if resolve and self.server.redirect and path.suffix in LFS:
+        if resolve and self.server.redirect and lfs:
             host = f"http://localhost:{self.server.server_port}"
             self._send(302, b"", headers | {"Location": f"{host}/cdn/{repo}/{commit}/{name}"})
             return
