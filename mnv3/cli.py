@@ -260,7 +260,7 @@ def convert(args: argparse.Namespace) -> int:
     from timm.models._hub import load_model_config_from_path
 
     from . import files
-    from .convert import convert_state_dict, layout_of, num_classes_of, unwrap
+    from .convert import convert_state_dict
     from .factory import check_architecture, create_model
 
     name, tag = catalog.split_name(args.arch)
@@ -275,14 +275,14 @@ def convert(args: argparse.Namespace) -> int:
         ours = ("architecture", "first_conv", "classifier", "source", "file")
         cfg = {key: value for key, value in found.items() if key not in ours}
         source = files.weights_in(source)
-    state_dict = unwrap(files.read_checkpoint(source), use_ema=args.ema)
-    classes = max(num_classes_of(state_dict) - args.drop_background, 0)
-    build |= {"num_classes": classes, "in_chans": layout_of(state_dict).stem(state_dict).shape[1]}
+    weights = files.read_family(source, use_ema=args.ema)
+    classes = max(weights.num_classes - args.drop_background, 0)
+    build |= {"num_classes": classes, "in_chans": weights.in_chans}
     if args.se_order:
         build["se_order"] = args.se_order
     model = create_model(args.arch, pretrained_cfg_overlay=cfg, **build)
     options = {"bn_eps": args.bn_eps, "drop_background": args.drop_background}
-    model.load_state_dict(convert_state_dict(state_dict, model, **options))
+    model.load_state_dict(convert_state_dict(weights.state_dict, model, **options))
     folder = files.save(model, args.out, exist_ok=args.force)
     print(f"wrote {folder}: {args.arch}, {classes} classes, sha256 {files.digest(folder / files.WEIGHTS_FILE)}")
     return 0

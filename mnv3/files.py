@@ -140,24 +140,33 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
 
 
 class FamilyWeights(NamedTuple):
-    """What a file for one of our models holds."""
+    """What a checkpoint for one of our models holds."""
 
     state_dict: dict[str, torch.Tensor]
     num_classes: int
     in_chans: int
 
 
-def read_family(path: str | os.PathLike) -> FamilyWeights:
-    """Read a file in any layout that `convert_state_dict` knows, out of its wrapper.
+def family_of(checkpoint: Mapping[str, Any], *, use_ema: bool | None = None) -> FamilyWeights:
+    """A checkpoint in any layout that `convert_state_dict` knows, out of its wrapper.
 
     Raises:
-        WeightsError: As for `read_checkpoint`, or it holds another network.
+        WeightsError: It holds no weights, or those of another network.
+    """
+    state_dict = unwrap(checkpoint, use_ema=use_ema)
+    in_chans = layout_of(state_dict).stem(state_dict).shape[1]
+    return FamilyWeights(state_dict, num_classes_of(state_dict), in_chans)
+
+
+def read_family(path: str | os.PathLike, *, use_ema: bool | None = None) -> FamilyWeights:
+    """Read a file as `family_of` takes it.
+
+    Raises:
+        WeightsError: As for `read_checkpoint` and `family_of`; the message names the file.
     """
     checkpoint = read_checkpoint(path)
     try:
-        state_dict = unwrap(checkpoint)
-        in_chans = layout_of(state_dict).stem(state_dict).shape[1]
-        return FamilyWeights(state_dict, num_classes_of(state_dict), in_chans)
+        return family_of(checkpoint, use_ema=use_ema)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
 

@@ -102,7 +102,7 @@ def _create(
         features_only=features_only,
         **kwargs,
     )
-    found = cfg.to_dict()  # not load_cfg, which holds the weights themselves
+    found = dataclasses.replace(cfg, state_dict=None).to_dict()  # what weights there were are in the model now
     model.pretrained_cfg = model.default_cfg = pretrained_cfg_for_features(found) if features_only else found
     # what config.json has to say to build the model again
     model._model_args = {k: v for k, v in model_args.items() if k not in ("device", "dtype") and v != defaults.get(k)}
@@ -111,8 +111,11 @@ def _create(
 
 def _with_weights(cfg: PretrainedCfg, cache_dir: Any, *, any_classes: bool) -> PretrainedCfg:
     """The configuration with its verified weights in it, described as they are, for timm to adapt and load."""
-    path = hub.locate(cfg, cache_dir=cache_dir)
-    found = files.read_family(path)
+    if cfg.state_dict:  # given with pretrained_cfg_overlay, it comes before any file, as in timm
+        path, found = "the state dict", files.family_of(cfg.state_dict)
+    else:
+        path = hub.locate(cfg, cache_dir=cache_dir)
+        found = files.read_family(path)
     classes = found.num_classes - (cfg.label_offset or 0)
     if classes != cfg.num_classes and not any_classes:
         has = f"has {classes} classes" if classes > 0 else "has no classifier"

@@ -299,6 +299,19 @@ def test_file_decides_the_number_of_classes_only_when_asked(tmp_path):
     assert torch.equal(features.stem.conv.weight, source.stem.conv.weight)
 
 
+def test_a_state_dict_of_ones_own_comes_before_any_file(monkeypatch, timm_small):
+    """timm's pretrained_cfg_overlay=dict(state_dict=...): never the published weights in its place."""
+    monkeypatch.setattr("mnv3.hub.locate", lambda *args, **kwargs: pytest.fail("it went for a file"))
+    expected = convert_state_dict(timm_small, MobileNetV3("small"))
+    overlay = {"state_dict": timm_small}
+    model = timm.create_model("mnv3_small", pretrained=True, pretrained_cfg_overlay=overlay)
+    assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
+    assert "state_dict" not in model.pretrained_cfg
+    narrow = {"state_dict": MobileNetV3("small", num_classes=7).state_dict()}
+    with pytest.raises(WeightsError, match="the state dict has 7 classes, mnv3_small 1000: pass num_classes=7"):
+        timm.create_model("mnv3_small", pretrained=True, pretrained_cfg_overlay=narrow)
+
+
 def test_features_are_those_of_the_file(tmp_path):
     source = randomize(MobileNetV3("small"))
     torch.save(source.state_dict(), tmp_path / "w.pth")
