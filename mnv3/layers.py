@@ -10,14 +10,24 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from .arch import Bneck, se_before_act
+from .depthwise import DepthwiseConv2d
 
 BN_EPS = 1e-5  # for all weights: convert.py folds another source's eps into the running variance
-ACTIVATION = {"RE": nn.ReLU, "HS": nn.Hardswish}
 
 
 def in_graph() -> bool:
     """True while a graph is being recorded (trace, export, compile) that should show the plain operators."""
     return torch.jit.is_tracing() or torch.compiler.is_compiling()
+
+
+class Hardswish(nn.Hardswish):
+    """nn.Hardswish; in training not in place, as its backward pass needs the input, which would be copied first."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.hardswish(x, inplace=self.inplace and not self.training)
+
+
+ACTIVATION = {"RE": nn.ReLU, "HS": Hardswish}
 
 
 class Conv2dSame(nn.Conv2d):
@@ -73,7 +83,7 @@ class ConvNormAct(nn.Module):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
         same = pad_type == "same" and stride > 1  # at stride 1 'SAME' is the symmetric padding
-        self.conv = (Conv2dSame if same else nn.Conv2d)(
+        self.conv = (Conv2dSame if same else DepthwiseConv2d if groups > 1 else nn.Conv2d)(
             in_chans,
             out_chans,
             kernel,
@@ -119,9 +129,15 @@ class SqueezeExcite(nn.Module):
         self.gate = nn.Hardsigmoid()
 
     def forward(self, x: Tensor) -> Tensor:
-        gate = x.mean((2, 3), keepdim=True)  # (B, C, 1, 1)
+        gate = self.mean(x)  # (B, C, 1, 1)
         gate = self.gate(self.excite(self.act(self.squeeze(gate))))
         return x * gate
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Spatial mean; in training as a sum, whose gradient is no map to write. Float16 has no room for a sum."""
+        if self.training and not torch.jit.is_scripting() and not in_graph() and x.dtype != torch.float16:
+            return x.sum((2, 3), keepdim=True) * (1 / (x.shape[2] * x.shape[3]))
+        return x.mean((2, 3), keepdim=True)
 
 
 class Bottleneck(nn.Module):
