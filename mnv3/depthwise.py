@@ -45,7 +45,7 @@ def grad_by_windows(grad: Tensor, x: Tensor) -> Tensor:
     padded[size:] = 0
     moved = padded[2 * channels :].view(rows.shape)
     first, last = (grad_5x3(grad, view.permute(0, 3, 1, 2), [1, 1], [2, 0]) for view in (rows, moved))
-    return torch.cat((first[..., :2], last), 3)
+    return torch.cat((first[:, 0, :, :2], last[:, 0]), 2)[:, None]  # contiguous, as DDP wants gradients
 
 
 def grad_by_pairs(grad: Tensor, x: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ def grad_by_pairs(grad: Tensor, x: Tensor) -> Tensor:
     batch, channels, height, width = x.shape
     pairs = x.permute(0, 2, 3, 1).reshape(batch, height, width // 2, 2 * channels).permute(0, 3, 1, 2)
     taps = grad_5x3(torch.cat((grad, grad), 1), pairs, [2, 1], [2, 1])
-    return torch.stack((taps[:channels], taps[channels:]), -1).flatten(3)[..., :5]
+    return torch.stack((taps[:channels], taps[channels:]), -1).reshape(channels, 1, 5, 6)[..., :5]
 
 
 def grad_by_product(grad: Tensor, x: Tensor, kernel: int, stride: int) -> Tensor:
@@ -73,7 +73,7 @@ def grad_by_product(grad: Tensor, x: Tensor, kernel: int, stride: int) -> Tensor
     # which tap joins which two pixels: the patches of pictures with one pixel lit
     lit = torch.eye(height * width, dtype=x.dtype).view(-1, 1, height, width)
     joins = F.unfold(lit, kernel, padding=kernel // 2, stride=stride)  # (H W, k k, out pixels)
-    return (products.flatten(1) @ joins.transpose(1, 2).flatten(0, 1)).view(channels, 1, kernel, kernel)
+    return (products.reshape(channels, -1) @ joins.transpose(1, 2).flatten(0, 1)).view(channels, 1, kernel, kernel)
 
 
 def weight_grad(grad: Tensor, x: Tensor, kernel: int, stride: int) -> Tensor | None:
@@ -125,7 +125,8 @@ class DepthwiseFunction(torch.autograd.Function):
             grad_x = input_grad(grad, x, weight, stride)
         if ctx.needs_input_grad[1]:
             if not torch.is_grad_enabled():  # with create_graph, stock alone: it can be differentiated
-                grad_weight = weight_grad(grad, x, kernel, stride)
+                with torch.autocast("cpu", enabled=False):
+                    grad_weight = weight_grad(grad, x, kernel, stride)
             if grad_weight is None:
                 grad_weight = stock_grads(grad, x, weight, [stride] * 2, [kernel // 2] * 2, [False, True, False])[1]
         return grad_x, grad_weight, None

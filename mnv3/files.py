@@ -224,29 +224,55 @@ def save(model: nn.Module, folder: str | os.PathLike, *, exist_ok: bool = False,
         ValueError: The model was not made by one of those, or its layers were changed since, so that nothing says how
             to build it again.
     """
-    from safetensors.torch import save as as_bytes
-    from timm.models._hub import save_config_for_hf
-
     folder = Path(folder).resolve()
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
-    args = _build_args(model)
+    _build_args(model)  # before anything is written
     _check_replaceable(folder, exist_ok)
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         new = draft / "new"
         new.mkdir()
-        state_dict = model.state_dict()
-        tensors = {key: value.cpu().clone(memory_format=torch.contiguous_format) for key, value in state_dict.items()}
-        (new / WEIGHTS_FILE).write_bytes(as_bytes(tensors))
-        save_config_for_hf(model, new / CONFIG_FILE, model_config=config, model_args=args)
-        (new / GOLDEN_FILE).write_bytes(as_bytes(golden(model)))
+        for name, content in weights_files(model, **config).items():
+            (new / name).write_bytes(content)
         if folder.exists():
             folder.replace(draft / "old")
         new.replace(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return folder
+
+
+def weights_files(model: nn.Module, **config: Any) -> dict[str, bytes]:
+    """Names and contents of the files of a weights folder; see `save`."""
+    from safetensors.torch import save as as_bytes
+    from timm.models._hub import save_config_for_hf
+
+    args = _build_args(model)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / CONFIG_FILE
+        save_config_for_hf(model, file, model_config=config, model_args=args)
+        config_json = file.read_bytes()
+    weights = as_bytes(plain_tensors(model.state_dict()))
+    return {WEIGHTS_FILE: weights, GOLDEN_FILE: as_bytes(golden(model)), CONFIG_FILE: config_json}
+
+
+def plain_tensors(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copies on the CPU in the memory layout that safetensors wants."""
+    return {key: value.cpu().clone(memory_format=torch.contiguous_format) for key, value in state_dict.items()}
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file that appears whole or not at all, even if the machine stops."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(draft, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def _build_args(model: nn.Module) -> dict[str, Any]:

@@ -3,14 +3,16 @@
 import os
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_ASPECT = 8  # longer strips are cropped to this, around the middle: resizing them whole would take gigabytes
 # Pillow has Ghostscript run the first as a program; of the others it reads a header and no picture.
 NOT_READ = ("EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF")
+T = TypeVar("T")
 _filters_lock = threading.Lock()
 
 
@@ -52,10 +54,19 @@ def load(path: str | os.PathLike) -> Image.Image:
     Raises:
         PictureError: The file is missing, no picture, cut off, or too large to be one (Pillow's limit).
     """
+    return _read(path, lambda picture: _rgb(ImageOps.exif_transpose(picture)))
+
+
+def size(path: str | os.PathLike) -> tuple[int, int]:
+    """Width and height in pixels, from the header alone; errors as for `load`."""
+    return _read(path, lambda picture: picture.size)
+
+
+def _read(path: str | os.PathLike, get: Callable[[Image.Image], T]) -> T:
     path = Path(path)
     try:
         with _open(path) as picture:
-            return _rgb(ImageOps.exif_transpose(picture))
+            return get(picture)
     except UnidentifiedImageError:
         empty = path.stat().st_size == 0
         raise PictureError(f"{path}: not a picture{' (the file is empty)' if empty else ''}") from None

@@ -1,0 +1,116 @@
+"""Accuracy of a model on pictures with classes."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .data import DataError, EvalPictures, Pictures, files_loader
+from .factory import class_names, transforms
+from .files import write_atomically
+
+TTA = ("none", "flip")
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What an evaluation found. Accuracies in per cent."""
+
+    count: int
+    top1: float
+    top5: float
+    loss: float  # mean cross-entropy, in nats
+    per_class: dict[str, float]
+    confusion: list[list[int]]  # [true class][predicted class]
+
+    def save(self, path: str | Path) -> None:
+        """Write them as JSON."""
+        write_atomically(Path(path), (json.dumps(dataclasses.asdict(self), indent=1) + "\n").encode())
+
+
+def evaluate(
+    model: nn.Module,
+    pictures: Pictures,
+    *,
+    batch_size: int = 256,
+    tta: str = "none",
+    workers: int = 2,
+    accelerator: Any = None,
+) -> Metrics:
+    """Evaluate in float32 with the preprocessing that belongs to the model's weights; its modes are left as they were.
+
+    Args:
+        model: A classifier with its `pretrained_cfg`, on any device.
+        pictures: See `mnv3.data.load`.
+        batch_size: Pictures per forward pass.
+        tta: 'flip' averages the probabilities of each picture and its mirror image.
+        workers: Processes that read pictures that are not held in memory.
+        accelerator: Shares the pictures out to its processes; each gets the metrics of all.
+
+    Raises:
+        DataError: The pictures do not have the model's number of classes, or one cannot be read.
+        ValueError: An unknown `tta`.
+    """
+    if tta not in TTA:
+        raise ValueError(f"tta={tta!r}: expected one of {', '.join(TTA)}")
+    names, labels = _in_order_of(model, pictures)
+    classes = len(names)
+    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    batches = [batch.tolist() for batch in torch.arange(rank, len(pictures), world).split(batch_size)]
+    device = next(model.parameters()).device
+    confusion = torch.zeros(classes, classes, dtype=torch.long)
+    sums = torch.zeros(2, dtype=torch.float64)  # loss, pictures with their class in the top 5
+    modes = [(module, module.training) for module in model.modules()]  # a frozen batch norm has its own
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for batch, x in zip(batches, _inputs(model, pictures, batches, workers), strict=True):
+                y = labels[batch]
+                logits = _logits(model, x.to(device), tta).float().cpu()
+                sums[0] += F.cross_entropy(logits, y, reduction="sum").double()
+                sums[1] += (logits.topk(min(5, classes)).indices == y[:, None]).sum()
+                confusion += torch.bincount(y * classes + logits.argmax(1), minlength=classes**2).view_as(confusion)
+    finally:
+        for module, training in modes:
+            module.training = training
+    if world > 1:
+        confusion, sums = (accelerator.reduce(t.to(accelerator.device)).cpu() for t in (confusion, sums))
+    hits, counts = confusion.diag().tolist(), confusion.sum(1).tolist()
+    per_class = {name: 100 * hit / count for name, hit, count in zip(names, hits, counts, strict=True) if count}
+    loss, top5 = (sums / len(pictures)).tolist()
+    return Metrics(len(pictures), 100 * sum(hits) / len(pictures), 100 * top5, loss, per_class, confusion.tolist())
+
+
+def _in_order_of(model: nn.Module, pictures: Pictures) -> tuple[list[str], Tensor]:
+    """Class names and labels (N,) in the model's order, which need not be that of the folders."""
+    known, given = class_names(model), pictures.classes
+    if model.num_classes != len(given):
+        raise DataError(
+            f"the model has {model.num_classes} classes and the pictures {len(given)}: {', '.join(given[:5])}"
+        )
+    if known and known != given and sorted(known) == sorted(given):
+        return known, torch.tensor([known.index(name) for name in given])[pictures.labels]
+    return given, pictures.labels
+
+
+def _inputs(model: nn.Module, pictures: Pictures, batches: list[list[int]], workers: int) -> Iterator[Tensor]:
+    cfg = model.pretrained_cfg
+    if pictures.held and pictures.source.shape[1:] == cfg["input_size"] and cfg["crop_pct"] == 1:
+        mean, std = (torch.tensor(cfg[name]).view(3, 1, 1) for name in ("mean", "std"))
+        for batch in batches:  # what the transform below would do, to whole batches
+            yield (pictures.source[batch] / 255 - mean) / std
+    else:
+        yield from files_loader(EvalPictures(pictures, transforms(model)), batches, workers)
+
+
+def _logits(model: nn.Module, x: Tensor, tta: str) -> Tensor:
+    logits = model(x)
+    if tta == "flip":
+        return torch.stack([logits, model(x.flip(3))]).softmax(-1).mean(0).log()
+    return logits

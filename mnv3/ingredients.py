@@ -1,0 +1,264 @@
+"""What a recipe names, made: model, optimiser, schedule, average, mixup, teacher; and what surrounds the loop."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from .catalog import split_name
+from .errors import choices
+from .factory import create_model, load_checkpoint
+from .files import read_family
+from .recipe import Recipe
+
+if TYPE_CHECKING:
+    from .finetune import Training
+
+logger = logging.getLogger(__name__)
+NORMS = (nn.modules.batchnorm._BatchNorm,)
+
+
+def accelerator(recipe: Recipe) -> Any:
+    """accelerate's Accelerator with the recipe's precision.
+
+    Raises:
+        ImportError: accelerate is missing.
+        ValueError: The device does not have this precision.
+    """
+    try:
+        from accelerate import Accelerator
+    except ImportError:
+        raise ImportError("training needs accelerate: pip install 'mnv3[finetune]'") from None
+    precision = recipe.precision if recipe.precision != "auto" else best_precision()
+    return Accelerator(mixed_precision=precision)
+
+
+def best_precision() -> str:
+    """bf16 where the device computes it faster than float32, else 'no'."""
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if torch.backends.mps.is_available():
+        return "no"
+    return "bf16" if torch.cpu.get_capabilities().get("avx512_bf16") else "no"
+
+
+def model(recipe: Recipe, classes: list[str]) -> nn.Module:
+    """The model with a classifier for these classes, and the preprocessing that it is trained with."""
+    split_name(recipe.model)
+    options: dict[str, Any] = {"num_classes": len(classes)}
+    options |= {"drop_rate": recipe.drop_rate, "drop_path_rate": recipe.drop_path}
+    plain = {"use_se": True, "use_hs": True, "se_order": "act-se"}
+    options |= {key: getattr(recipe, key) for key, value in plain.items() if getattr(recipe, key) != value}
+    if recipe.checkpoint:
+        found = _checkpoint(recipe, options)
+    else:
+        found = create_model(recipe.model, pretrained=recipe.pretrained, **options)
+    for module in found.modules():
+        if isinstance(module, NORMS):
+            module.momentum = recipe.bn_momentum
+    cfg = dict(found.pretrained_cfg)
+    cfg |= {"input_size": (3, recipe.size, recipe.size), "num_classes": len(classes), "label_names": classes}
+    cfg |= {"interpolation": "bilinear", "crop_pct": 1.0, "pool_size": None}
+    cfg |= {name: getattr(recipe, name) for name in ("mean", "std") if getattr(recipe, name)}
+    for key in ("test_input_size", "test_crop_pct", "tag", "hf_hub_id", "url", "file", "source", "label_descriptions"):
+        cfg.pop(key, None)
+    found.pretrained_cfg = found.default_cfg = cfg
+    return found
+
+
+def _checkpoint(recipe: Recipe, options: dict[str, Any]) -> nn.Module:
+    """A model from a weights folder or file, with a new classifier where it has another number of classes."""
+    path = Path(recipe.checkpoint)
+    if not path.exists():
+        raise ValueError(f"checkpoint: no file or folder {path}")
+    folder_or_file = {} if path.is_dir() else {"num_classes": read_family(path).num_classes}
+    source = load_checkpoint(path, model=recipe.model, **(options | {"num_classes": 0} | folder_or_file))
+    source.reset_classifier(options["num_classes"])
+    return source
+
+
+def teacher(recipe: Recipe, student: nn.Module) -> nn.Module | None:
+    """The recipe's teacher, which takes the student's pictures: by timm's name or ours, or from a weights folder."""
+    if recipe.teacher is None:
+        return None
+    import timm
+
+    if Path(recipe.teacher).is_dir():
+        found = load_checkpoint(recipe.teacher)
+    else:
+        found = timm.create_model(recipe.teacher, pretrained=True)
+    if found.num_classes != student.num_classes:
+        counts = f"{found.num_classes} classes, the pictures {student.num_classes}"
+        raise ValueError(f"teacher: {recipe.teacher} has {counts}")
+    found = Renormalized(found, student.pretrained_cfg).to(next(student.parameters()).device)
+    return found.eval().requires_grad_(False)
+
+
+class Renormalized(nn.Module):
+    """A model behind the change from one normalisation of pixels to its own."""
+
+    def __init__(self, inner: nn.Module, given: dict[str, Any]) -> None:
+        super().__init__()
+        self.inner = inner
+        (mean, std), (own_mean, own_std) = (
+            [torch.tensor(cfg[key]).view(3, 1, 1) for key in ("mean", "std")] for cfg in (given, inner.pretrained_cfg)
+        )
+        self.register_buffer("scale", std / own_std)
+        self.register_buffer("shift", (mean - own_mean) / own_std)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x * self.scale + self.shift)
+
+
+def ema(recipe: Recipe, raw: nn.Module) -> Any:
+    """timm's average of parameters and buffers; its decay rises to the recipe's as 1 - (updates)^(-2/3)."""
+    from timm.utils import ModelEmaV3
+
+    return ModelEmaV3(raw, decay=recipe.ema, use_warmup=True) if recipe.ema else None
+
+
+def optimizer(recipe: Recipe, raw: nn.Module) -> torch.optim.Optimizer:
+    """timm's optimiser of this name; no weight decay on biases and norms."""
+    from timm.optim import create_optimizer_v2, list_optimizers
+
+    if recipe.optimizer not in (names := list_optimizers()):
+        raise ValueError(f"optimizer: {recipe.optimizer!r}. {choices(recipe.optimizer, names, limit=100)}")
+    return create_optimizer_v2(
+        raw,
+        opt=recipe.optimizer,
+        lr=recipe.lr,
+        weight_decay=recipe.weight_decay,
+        layer_decay=recipe.layer_decay,
+        momentum=recipe.momentum,
+    )
+
+
+class Schedule:
+    """The learning rate as a function of the updates done: timm's cosine, torch's one-cycle, or constant."""
+
+    def __init__(self, recipe: Recipe, optimizer: torch.optim.Optimizer, updates_per_epoch: int) -> None:
+        from timm.scheduler import create_scheduler_v2
+
+        self.optimizer, self.updates = optimizer, 0
+        self.onecycle = None
+        if recipe.schedule == "onecycle":
+            peaks = [recipe.lr * group.get("lr_scale", 1) for group in optimizer.param_groups]
+            rising = recipe.warmup_epochs / recipe.epochs or 0.3  # torch's own default
+            total = recipe.epochs * updates_per_epoch
+            options = {"total_steps": total + 1, "pct_start": rising}
+            self.onecycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, peaks, **options)
+            return
+        self.timm, _ = create_scheduler_v2(
+            optimizer,
+            sched="cosine" if recipe.schedule == "cosine" else "step",
+            decay_epochs=recipe.epochs + 1,  # a constant rate: never a step
+            num_epochs=recipe.epochs,
+            warmup_epochs=recipe.warmup_epochs,
+            warmup_lr=recipe.min_lr,
+            min_lr=recipe.min_lr,
+            step_on_epochs=False,
+            updates_per_epoch=updates_per_epoch,
+        )
+        self.timm.step_update(0)
+
+    @property
+    def lr(self) -> float:
+        """Of the layers nearest to the output."""
+        return max(group["lr"] for group in self.optimizer.param_groups)
+
+    def step(self) -> None:
+        """After an update that was done; one that the loss scaler left out does not count."""
+        self.updates += 1
+        if self.onecycle:
+            self.onecycle.step()
+        else:
+            self.timm.step_update(self.updates)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it is; the rates themselves are the optimiser's."""
+        return {"updates": self.updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.updates = state["updates"]
+        if self.onecycle:
+            self.onecycle.last_epoch = self.onecycle._step_count = self.updates
+
+
+def mixup(recipe: Recipe, num_classes: int) -> Any:
+    """timm's mixup and cutmix of a batch, or None."""
+    from timm.data import Mixup
+
+    if not (recipe.mixup or recipe.cutmix):
+        return None
+    if recipe.batch_size % 2:
+        raise ValueError(f"batch_size: {recipe.batch_size} is odd, and mixup joins pictures in pairs")
+    smoothing = recipe.label_smoothing
+    return Mixup(recipe.mixup, recipe.cutmix, label_smoothing=smoothing, num_classes=num_classes)
+
+
+def clip_adaptively(raw: nn.Module, factor: float) -> None:
+    """Adaptive gradient clipping (Brock et al. 2021) of all but the classifier, as its authors do."""
+    from timm.utils.agc import adaptive_clip_grad
+
+    last = set(raw.get_classifier().parameters())
+    adaptive_clip_grad([p for p in raw.parameters() if p.grad is not None and p not in last], factor)
+
+
+def train_mode(raw: nn.Module, *, frozen: bool) -> None:
+    """Training mode; a frozen backbone's batch norms keep their statistics."""
+    raw.train()
+    if frozen:
+        for module in raw.modules():
+            if isinstance(module, NORMS):
+                module.eval()
+
+
+def wrap(training: "Training", *, frozen: bool) -> nn.Module:
+    """The model for forward passes: compiled, in mixed precision and shared out, as recipe and launcher say.
+
+    Made anew for each epoch, as what is frozen may change, which DistributedDataParallel does not follow. accelerate
+    replaces the forward method of what it prepares: here of a shell, so that the model itself stays as it is.
+    """
+    raw, accelerator = training.raw, training.accelerator
+    raw.requires_grad_(not frozen)
+    raw.get_classifier().requires_grad_(True)
+    accelerator._models.clear()
+    return accelerator.prepare_model(nn.Sequential(torch.compile(raw) if training.recipe.compile else raw))
+
+
+def same_buffers(training: "Training") -> None:
+    """Every process has seen its own pictures: the mean of their batch norms' statistics, for all."""
+    if training.world > 1:
+        from timm.utils import distribute_bn
+
+        for model in filter(None, (training.raw, training.ema and training.ema.module)):
+            distribute_bn(model, training.world, reduce=True)
+
+
+@contextmanager
+def determinism(recipe: Recipe) -> Iterator[None]:
+    """PyTorch's deterministic algorithms while it lasts, if the recipe asks for them."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(recipe.deterministic or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def warn(recipe: Recipe, raw: nn.Module, *, updates: int, pictures: int) -> None:
+    """Log what is allowed but hardly meant."""
+    if raw.stride >= min(recipe.sizes or (recipe.size,)):
+        advice = "more pixels (size), or a model with less stride (mnv3_small_cifar, mnv3_large_cifar)"
+        logger.warning("%d px leave a 1x1 map at total stride %d: take %s", recipe.size, raw.stride, advice)
+    if recipe.optimizer in ("sgd", "momentum", "nesterov") and recipe.lr > 0.1 and recipe.batch_size <= 64:
+        logger.warning("lr %g is high for batches of %d", recipe.lr, recipe.batch_size)
+    if pictures < recipe.batch_size:
+        logger.warning("%d pictures are fewer than a batch of %d: all are in every batch", pictures, recipe.batch_size)
+    if recipe.ema and updates < 100:
+        logger.warning("%d updates are few for an average of the weights: consider ema 0", updates)
