@@ -10,9 +10,11 @@ from .arch import Arch, Bneck
 from .catalog import CATALOG, Checkpoint
 from .convert import convert_state_dict
 from .deploy import fuse
-from .errors import WeightsError
+from .errors import TrainingStopped, WeightsError
+from .evaluate import evaluate
 from .factory import class_names, create_model, load_checkpoint, transforms
 from .files import save
+from .finetune import finetune
 from .model import MobileNetV3
 from .predict import predict
 
@@ -22,10 +24,13 @@ __all__ = [
     "Bneck",
     "Checkpoint",
     "MobileNetV3",
+    "TrainingStopped",
     "WeightsError",
     "class_names",
     "convert_state_dict",
     "create_model",
+    "evaluate",
+    "finetune",
     "fuse",
     "load_checkpoint",
     "predict",

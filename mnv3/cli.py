@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from . import __version__, arch, catalog
+from . import __version__, arch, catalog, cli_train
 from .errors import WeightsError
 
 
@@ -58,7 +58,7 @@ def _set_up_output(debug: bool) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="mnv3", description="MobileNetV3: models, weights and predictions.")
+    parser = argparse.ArgumentParser(prog="mnv3", description="MobileNetV3: models, weights, predictions and training.")
     parser.add_argument("--version", action="version", version=f"mnv3 {__version__}")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of a failure")
@@ -112,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--drop-background", action="store_true", help="drop class 0 of TensorFlow's 1001")
     sub.add_argument("--ema", action=argparse.BooleanOptionalAction, help="averaged weights, or not (if there are any)")
     sub.add_argument("--force", action="store_true", help="replace OUT if it is a weights folder")
+    cli_train.add_commands(command, _positive)
     return parser
 
 

@@ -66,9 +66,9 @@ def load(data: str, split: str, *, data_dir: str = "data", download: bool = Fals
     """
     if data in CIFAR:
         return _cifar(data, split, data_dir, download)
-    folder = Path(data) / split
+    folder = Path(data).expanduser() / split
     if not folder.is_dir():
-        if not Path(data).is_dir():
+        if not folder.parent.is_dir():
             raise DataError(f"data: no folder {data!r}. {choices(data, CIFAR)} Or a folder with train/<class>/*")
         raise DataError(f"{data}: expected a folder {split} in it, with a folder of pictures for each class")
     classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
@@ -94,7 +94,8 @@ def splits(recipe: Recipe) -> dict[str, Pictures]:
 
     found = {"train": get("train")}
     for split in ("val", "test"):
-        if (recipe.data in CIFAR and split == "test") or (Path(recipe.data) / split).is_dir():
+        there = split == "test" if recipe.data in CIFAR else (Path(recipe.data).expanduser() / split).is_dir()
+        if there:
             found[split] = get(split)
             _check_classes(found["train"].classes, found[split].classes, f"{recipe.data}: train and {split}")
     if "val" not in found and recipe.val_fraction:
@@ -151,12 +152,15 @@ def _small(files: Sequence[Path]) -> bool:
     return True
 
 
-def _held(files: Sequence[Path]) -> Tensor:
+def _held(files: Sequence[Path]) -> Tensor | Sequence[Path]:
+    """Their pixels, or the files themselves where some turn out to lie on their side (EXIF)."""
     with ThreadPoolExecutor(max_workers=2) as pool:  # Pillow decodes outside the interpreter lock
         try:
             arrays = list(pool.map(lambda file: np.asarray(images.load(file)), files))
         except images.PictureError as error:
             raise DataError(str(error)) from None
+    if len({array.shape for array in arrays}) > 1:
+        return files
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
 
 
@@ -277,5 +281,12 @@ def _read(file: Path) -> Image.Image:
 
 
 def files_loader(dataset: torch.utils.data.Dataset, batches: Sequence[Any], workers: int) -> Iterator[Tensor]:
-    """The batches of a dataset, read by other processes."""
-    return iter(torch.utils.data.DataLoader(dataset, batch_sampler=batches, num_workers=workers))
+    """The batches of a dataset, read by other processes.
+
+    Raises:
+        DataError: A file cannot be read.
+    """
+    try:
+        yield from torch.utils.data.DataLoader(dataset, batch_sampler=batches, num_workers=workers)
+    except DataError as error:  # PyTorch puts a worker's traceback before the message
+        raise DataError(str(error).rpartition(f"\n{__name__}.DataError: ")[2].strip()) from None

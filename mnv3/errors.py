@@ -11,6 +11,14 @@ class WeightsError(RuntimeError):
     """
 
 
+class TrainingStopped(RuntimeError):
+    """A training cannot go on, or was interrupted; the message says where its last checkpoint is."""
+
+    def __init__(self, message: str, *, interrupted: bool = False) -> None:
+        super().__init__(message)
+        self.interrupted = interrupted
+
+
 def choices(given: str, allowed: Iterable[str], *, limit: int = 20) -> str:
     """Near misses of `given` first, then the allowed names, as the tail of an error message."""
     allowed = list(allowed)

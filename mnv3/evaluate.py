@@ -26,7 +26,8 @@ class Metrics:
     top1: float
     top5: float
     loss: float  # mean cross-entropy, in nats
-    per_class: dict[str, float]
+    classes: list[str]
+    per_class: dict[str, float]  # of those that there are pictures of
     confusion: list[list[int]]  # [true class][predicted class]
 
     def save(self, path: str | Path) -> None:
@@ -43,7 +44,7 @@ def evaluate(
     workers: int = 2,
     accelerator: Any = None,
 ) -> Metrics:
-    """Evaluate in float32 with the preprocessing that belongs to the model's weights; its modes are left as they were.
+    """Evaluate in the model's precision, with the preprocessing of its weights; its modes are left as they were.
 
     Args:
         model: A classifier with its `pretrained_cfg`, on any device.
@@ -54,7 +55,7 @@ def evaluate(
         accelerator: Shares the pictures out to its processes; each gets the metrics of all.
 
     Raises:
-        DataError: The pictures do not have the model's number of classes, or one cannot be read.
+        DataError: The pictures do not have the model's number of classes or channels, or one cannot be read.
         ValueError: An unknown `tta`.
     """
     if tta not in TTA:
@@ -62,8 +63,9 @@ def evaluate(
     names, labels = _in_order_of(model, pictures)
     classes = len(names)
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    batches = [batch.tolist() for batch in torch.arange(rank, len(pictures), world).split(batch_size)]
-    device = next(model.parameters()).device
+    mine = range(rank, len(pictures), world)
+    batches = [list(mine[start : start + batch_size]) for start in range(0, len(mine), batch_size)]
+    parameter = next(model.parameters())
     confusion = torch.zeros(classes, classes, dtype=torch.long)
     sums = torch.zeros(2, dtype=torch.float64)  # loss, pictures with their class in the top 5
     modes = [(module, module.training) for module in model.modules()]  # a frozen batch norm has its own
@@ -72,8 +74,8 @@ def evaluate(
         with torch.inference_mode():
             for batch, x in zip(batches, _inputs(model, pictures, batches, workers), strict=True):
                 y = labels[batch]
-                logits = _logits(model, x.to(device), tta).float().cpu()
-                sums[0] += F.cross_entropy(logits, y, reduction="sum").double()
+                logits = _logits(model, x.to(parameter), tta).float().cpu()
+                sums[0] += F.cross_entropy(logits.double(), y, reduction="sum")
                 sums[1] += (logits.topk(min(5, classes)).indices == y[:, None]).sum()
                 confusion += torch.bincount(y * classes + logits.argmax(1), minlength=classes**2).view_as(confusion)
     finally:
@@ -84,12 +86,16 @@ def evaluate(
     hits, counts = confusion.diag().tolist(), confusion.sum(1).tolist()
     per_class = {name: 100 * hit / count for name, hit, count in zip(names, hits, counts, strict=True) if count}
     loss, top5 = (sums / len(pictures)).tolist()
-    return Metrics(len(pictures), 100 * sum(hits) / len(pictures), 100 * top5, loss, per_class, confusion.tolist())
+    loss = round(loss, 6)  # beyond lies the rounding of float32 logits, which depends on the batches
+    top1 = 100 * sum(hits) / len(pictures)
+    return Metrics(len(pictures), top1, 100 * top5, loss, names, per_class, confusion.tolist())
 
 
 def _in_order_of(model: nn.Module, pictures: Pictures) -> tuple[list[str], Tensor]:
     """Class names and labels (N,) in the model's order, which need not be that of the folders."""
     known, given = class_names(model), pictures.classes
+    if (channels := getattr(model, "in_chans", 3)) != 3:
+        raise DataError(f"the model takes pictures of in_chans={channels}: these are RGB")
     if model.num_classes != len(given):
         raise DataError(
             f"the model has {model.num_classes} classes and the pictures {len(given)}: {', '.join(given[:5])}"
@@ -112,5 +118,5 @@ def _inputs(model: nn.Module, pictures: Pictures, batches: list[list[int]], work
 def _logits(model: nn.Module, x: Tensor, tta: str) -> Tensor:
     logits = model(x)
     if tta == "flip":
-        return torch.stack([logits, model(x.flip(3))]).softmax(-1).mean(0).log()
+        return torch.stack([logits, model(x.flip(3))]).float().log_softmax(-1).logsumexp(0)  # up to a constant
     return logits

@@ -22,6 +22,7 @@ from safetensors.torch import save as as_bytes
 from torch import Tensor, nn
 
 from . import data, ingredients, progress, visualize
+from .errors import TrainingStopped
 from .evaluate import Metrics, evaluate
 from .files import plain_tensors, read_checkpoint, weights_files, write_atomically
 from .recipe import Recipe, load
@@ -29,10 +30,6 @@ from .runs import Run
 
 logger = logging.getLogger(__name__)
 MAX_SKIPPED = 20  # updates in a row without a finite gradient, after which a smaller loss scale will not help
-
-
-class TrainingStopped(RuntimeError):
-    """The training cannot go on, or was interrupted; the message says where its last checkpoint is."""
 
 
 def finetune(
@@ -76,7 +73,8 @@ class Training:
         self.updates_per_epoch = len(self._order(0))
         data.seed_all(recipe.seed)
         self.raw = ingredients.model(recipe, self.pictures["train"].classes).to(self.accelerator.device)
-        ingredients.warn(recipe, self.raw, updates=recipe.epochs * self.updates_per_epoch, pictures=len(labels))
+        if self.rank == 0:
+            ingredients.warn(recipe, self.raw, updates=recipe.epochs * self.updates_per_epoch, pictures=len(labels))
         self.ema = ingredients.ema(recipe, self.raw)
         self.teacher = ingredients.teacher(recipe, self.raw)
         optimizer = ingredients.optimizer(recipe, self.raw)  # of all parameters, also of those that are frozen at first
@@ -132,7 +130,8 @@ class Training:
                 bar.set_postfix(self._status(), refresh=False)
                 if self._stop_requested():
                     self._save()
-                    raise TrainingStopped(f"interrupted: go on with --resume (saved in {self.files.folder})")
+                    where = f"saved in {self.files.folder}, go on with --resume"
+                    raise TrainingStopped(f"interrupted: {where}", interrupted=True)
 
     def _step(self) -> float:
         """Clip and apply the gradient of all processes; returns its norm before clipping."""
@@ -269,7 +268,7 @@ class Training:
                 write_atomically(folder / name, content)
             visualize.curves(self.history, folder / "curves.png")
             if metrics:
-                visualize.confusion(metrics.confusion, classes, folder / "confusion.png")
+                visualize.confusion(metrics.confusion, metrics.classes, folder / "confusion.png")
                 metrics.save(folder / "test.json")
                 logger.info("test top-1 %.2f %%, top-5 %.2f %%, loss %.4f", metrics.top1, metrics.top5, metrics.loss)
         self.accelerator.wait_for_everyone()

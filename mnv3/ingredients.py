@@ -23,18 +23,30 @@ NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
 def accelerator(recipe: Recipe) -> Any:
-    """accelerate's Accelerator with the recipe's precision.
+    """accelerate's Accelerator with the recipe's precision; see `process_group`.
+
+    Raises:
+        ValueError: The device does not have this precision.
+    """
+    return process_group(recipe.precision if recipe.precision != "auto" else best_precision())
+
+
+def process_group(precision: str = "no") -> Any:
+    """accelerate's Accelerator: the device, and the other processes that `accelerate launch` or torchrun started.
 
     Raises:
         ImportError: accelerate is missing.
-        ValueError: The device does not have this precision.
     """
     try:
         from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
     except ImportError:
-        raise ImportError("training needs accelerate: pip install 'mnv3[finetune]'") from None
-    precision = recipe.precision if recipe.precision != "auto" else best_precision()
-    return Accelerator(mixed_precision=precision)
+        raise ImportError("training and evaluation need accelerate: pip install 'mnv3[finetune]'") from None
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
+        AcceleratorState._reset_state()  # accelerate keeps one state in a process, that of an earlier training
+    # without cpu=True, accelerate takes torchrun's processes on a machine without a GPU for single ones
+    no_gpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    return Accelerator(mixed_precision=precision, cpu=no_gpu)
 
 
 def best_precision() -> str:

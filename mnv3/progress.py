@@ -5,16 +5,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 if TYPE_CHECKING:
     from .finetune import Training
 
 logger = logging.getLogger(__name__)
 
 
-def bar(training: "Training") -> tqdm:
+def bar(training: "Training") -> Any:
     """A bar of an epoch's updates; where stderr is no terminal, or in other processes than the first, nothing."""
+    from tqdm import tqdm
+
     return tqdm(
         total=training.updates_per_epoch,
         initial=training.update,

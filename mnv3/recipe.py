@@ -7,6 +7,8 @@ import dataclasses
 import math
 import os
 import re
+import reprlib
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -90,9 +92,14 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """As a recipe file, all keys given."""
-        return _yaml().safe_dump(
-            {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}, sort_keys=False
-        )
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        yaml = _yaml()
+
+        class Dumper(yaml.SafeDumper):
+            """Writes text that `_loader` would take for a number in quotation marks."""
+
+        Dumper.add_implicit_resolver("tag:yaml.org,2002:float", NUMBER, list("-+.0123456789"))
+        return yaml.dump(values, Dumper=Dumper, sort_keys=False)
 
 
 FIELDS = typing.get_type_hints(Recipe)
@@ -102,11 +109,16 @@ ONE_OF = {
     "clip_mode": ("norm", "agc"),
     "precision": ("auto", "no", "bf16", "fp16"),
 }
-AT_LEAST = {"epochs": 1, "batch_size": 1, "accumulate": 1, "size": 1, "workers": 0, "crop": 0, "freeze_epochs": 0}
+AT_LEAST = {"epochs": 1, "batch_size": 1, "accumulate": 1, "size": 1}
+AT_LEAST |= {"workers": 0, "crop": 0, "freeze_epochs": 0, "seed": 0}
 FRACTIONS = ("drop_rate", "drop_path", "val_fraction", "label_smoothing", "ema")  # 0 <= x < 1
 SHARES = ("erase", "teacher_weight")  # 0 <= x <= 1
 NOT_NEGATIVE = ("mixup", "cutmix", "momentum", "weight_decay", "warmup_epochs", "min_lr")
 POSITIVE = ("lr", "clip", "temperature", "layer_decay", "bn_momentum")
+NUMBER = re.compile(r"[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$|[-+]?\.\d+[eE][-+]?\d+$")  # also those YAML 1.1 calls text
+
+BRIEFLY = reprlib.Repr()  # for messages: a few aliases can stand for more values than memory holds
+BRIEFLY.maxlevel = 2
 
 
 def _check(recipe: Recipe) -> None:
@@ -186,8 +198,8 @@ def load(name: str | os.PathLike, **overrides: Any) -> Recipe:
         with open(path, encoding="utf-8") as file:
             values = yaml.load(file, _loader())
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or error
-        raise ValueError(f"{path}{f', line {mark.line + 1}' if mark else ''}: {problem}") from None
+        mark = getattr(error, "problem_mark", None)
+        raise ValueError(f"{path}{f', line {mark.line + 1}' if mark else ''}: {_problem(error)}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected lines of `key: value`, found {_called(values)}")
     return make(values, overrides, source=str(path))
@@ -219,8 +231,13 @@ def parse_override(text: str) -> tuple[str, Any]:
     yaml = _yaml()
     try:
         return key.strip(), yaml.load(value, _loader())
-    except yaml.YAMLError as error:
-        raise ValueError(f"--set {text}: {getattr(error, 'problem', error)}") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"--set {text}: {_problem(error)}") from None
+
+
+def _problem(error: Exception) -> str:
+    """What a parser says, in one line."""
+    return str(getattr(error, "problem", None) or error).partition("\n")[0]
 
 
 def _typed(key: Any, value: Any, source: str) -> Any:
@@ -232,11 +249,11 @@ def _typed(key: Any, value: Any, source: str) -> Any:
     for one in allowed:
         if one is type(None) and value is None:
             return None
-        if typing.get_origin(one) is tuple and isinstance(value, (list, tuple)):
+        if typing.get_origin(one) is tuple:
             item = typing.get_args(one)[0]
-            if all(_fits(v, item) for v in value):
+            if isinstance(value, (list, tuple)) and all(_fits(v, item) for v in value):
                 return tuple(item(v) for v in value)
-        elif isinstance(one, type) and _fits(value, one):
+        elif _fits(value, one):
             return one(value)
     raise ValueError(f"{source}: {key}: expected {' or '.join(map(_type_name, allowed))}, got {_called(value)}")
 
@@ -244,7 +261,9 @@ def _typed(key: Any, value: Any, source: str) -> Any:
 def _fits(value: Any, kind: type) -> bool:
     if isinstance(value, bool) or kind is bool:
         return isinstance(value, bool) and kind is bool
-    return isinstance(value, (int, float) if kind is float else kind)
+    if kind is float and isinstance(value, int):
+        return abs(value) <= sys.float_info.max
+    return isinstance(value, kind)
 
 
 def _type_name(kind: Any) -> str:
@@ -254,7 +273,7 @@ def _type_name(kind: Any) -> str:
 
 
 def _called(value: Any) -> str:
-    return f"{value!r} ({type(value).__name__})" if value is not None else "nothing"
+    return f"{BRIEFLY.repr(value)} ({type(value).__name__})" if value is not None else "nothing"
 
 
 def _yaml() -> types.ModuleType:
@@ -266,17 +285,33 @@ def _yaml() -> types.ModuleType:
 
 
 def _loader() -> type:
-    """PyYAML's safe loader (no tag can make an object), but 1e-3 is a number and a repeated key an error."""
+    """PyYAML's safe loader (no tag can make an object), but 1e-3 is a number and a repeated key an error.
+
+    Of its words for booleans only true and false are left; `no` is text, as in `precision: no`.
+    """
     yaml = _yaml()
 
     class Loader(yaml.SafeLoader):
+        yaml_implicit_resolvers = {  # noqa: RUF012
+            first: [(tag, pattern) for tag, pattern in resolvers if first in "tTfF" or not tag.endswith(":bool")]
+            for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+
+        def construct_object(self, node, deep=False):
+            try:
+                return super().construct_object(node, deep)
+            except (ValueError, LookupError, AttributeError):  # a date 2001-13-45, or !!int of a word
+                kind = node.tag.rpartition(":")[2]
+                problem = f"{BRIEFLY.repr(node.value)} is no valid {kind} (quotation marks make it text)"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from None
+
         def construct_mapping(self, node, deep=False):
-            keys = [key.value for key, _ in node.value]
-            for key in keys:
-                if keys.count(key) > 1:
-                    raise yaml.MarkedYAMLError(problem=f"key {key!r} is given twice", problem_mark=node.start_mark)
+            seen = []
+            for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark)
+                seen.append(key.value)
             return super().construct_mapping(node, deep)
 
-    number = re.compile(r"[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$|[-+]?\.\d+[eE][-+]?\d+$")
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", NUMBER, list("-+.0123456789"))
     return Loader

@@ -1,0 +1,117 @@
+"""What squeeze-and-excite and h-swish are worth: the four tables with and without them, trained alike."""
+
+import json
+import logging
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .arch import count_macs, count_params
+from .errors import choices
+from .factory import load_checkpoint
+from .files import write_atomically
+from .finetune import finetune
+from .recipe import load
+
+logger = logging.getLogger(__name__)
+VARIANTS: dict[str, dict[str, Any]] = {
+    "none": {"use_se": False, "use_hs": False},
+    "se": {"use_se": True, "use_hs": False},
+    "hs": {"use_se": False, "use_hs": True},
+    "both": {},
+    "se-first": {"se_order": "se-act"},  # both, the squeeze-and-excite before the activation
+}
+ROUNDS = 100  # of the latency, one picture of each variant in turn
+
+
+def ablate(
+    recipe: str | os.PathLike,
+    *,
+    out: str | os.PathLike = "runs/ablation",
+    seeds: Sequence[int] = (0, 1),
+    variants: Sequence[str] = tuple(VARIANTS),
+    **overrides: Any,
+) -> str:
+    """Train every variant with every seed; runs that are done or begun in `out` are gone on with.
+
+    Args:
+        recipe: As for `mnv3.finetune`.
+        out: Gets a run's folder for each variant and seed, ablation.md and ablation.json.
+        seeds: Of the trainings.
+        variants: Which of `VARIANTS`.
+        overrides: Values in place of the recipe's.
+
+    Returns:
+        A Markdown table: top-1 on the test pictures (mean and standard deviation over the seeds), parameters, MACs, and
+        the latency of one picture in this process, median of interleaved runs.
+
+    Raises:
+        ValueError: As for `finetune`, an unknown variant, no seeds, or no test pictures.
+    """
+    for variant in variants:
+        if variant not in VARIANTS:
+            raise ValueError(f"unknown variant {variant!r}. {choices(variant, VARIANTS)}")
+    if not seeds or not variants or len(set(seeds)) < len(seeds):
+        raise ValueError(
+            f"seeds={list(seeds)}, variants={list(variants)}: expected at least one of each, no seed twice"
+        )
+    out = Path(out)
+    load(recipe, **overrides)  # before anything is written
+    accuracy: dict[str, list[float]] = {variant: [] for variant in variants}
+    for seed in seeds:
+        for variant in variants:
+            folder = out / f"{variant}-seed{seed}"
+            if not (folder / "test.json").is_file():
+                logger.info("%s, seed %d", variant, seed)
+                finetune(recipe, out=folder, resume=True, **(overrides | VARIANTS[variant] | {"seed": seed}))
+            if not (folder / "test.json").is_file():
+                raise ValueError(f"{folder}: there are no test pictures to compare the variants on")
+            accuracy[variant].append(json.loads((folder / "test.json").read_text())["top1"])
+    models = {variant: load_checkpoint(out / f"{variant}-seed{seeds[0]}") for variant in variants}
+    size = next(iter(models.values())).pretrained_cfg["input_size"][-1]
+    latency = _latency(models, size)
+    rows = []
+    for variant, model in models.items():
+        row = {"variant": variant, "seeds": list(seeds), "top1": accuracy[variant]}
+        row |= {"mean": statistics.mean(accuracy[variant])}
+        row |= {"sd": statistics.stdev(accuracy[variant]) if len(seeds) > 1 else None}
+        row |= {"params": count_params(model.arch, num_classes=model.num_classes)}
+        row |= {
+            "macs": count_macs(model.arch, size=size, num_classes=model.num_classes),
+            "latency_ms": latency[variant],
+        }
+        rows.append(row)
+    text = _table(rows, size)
+    write_atomically(out / "ablation.json", (json.dumps(rows, indent=1) + "\n").encode())
+    write_atomically(out / "ablation.md", text.encode())
+    return text
+
+
+def _table(rows: list[dict[str, Any]], size: int) -> str:
+    heads = (f"top-1 / % ({len(rows[0]['seeds'])} seeds)", "parameters / M", f"MACs / M at {size} px", "latency / ms")
+    lines = [f"| variant | {' | '.join(heads)} |"]
+    lines.append("| --- | --- | --- | --- | --- |")
+    for row in rows:
+        spread = f" ± {row['sd']:.2f}" if row["sd"] is not None else ""
+        numbers = f"{row['params'] / 1e6:.3f} | {row['macs'] / 1e6:.2f} | {row['latency_ms']:.2f}"
+        lines.append(f"| {row['variant']} | {row['mean']:.2f}{spread} | {numbers} |")
+    return "\n".join(lines) + "\n"
+
+
+def _latency(models: dict[str, torch.nn.Module], size: int) -> dict[str, float]:
+    """Median time of a forward pass of one picture, in ms; the models take turns."""
+    x = torch.zeros(1, 3, size, size)
+    times: dict[str, list[float]] = {name: [] for name in models}
+    with torch.inference_mode():
+        for turn in range(ROUNDS + 10):
+            for name, model in models.items():
+                start = time.perf_counter()
+                model.eval()(x)
+                if turn >= 10:  # after a warm-up
+                    times[name].append(1000 * (time.perf_counter() - start))
+    return {name: statistics.median(found) for name, found in times.items()}

@@ -1,0 +1,598 @@
+import csv
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import nn
+
+import mnv3
+from mnv3 import ingredients, recipe
+from mnv3.errors import TrainingStopped
+from mnv3.finetune import Training, finetune
+from mnv3.recipe import Recipe
+
+COLOURS = {"blue": (40, 60, 200), "green": (50, 180, 60), "red": (200, 40, 40)}
+
+
+@pytest.fixture(scope="session")
+def coloured(tmp_path_factory):
+    """train, val and test folders of noisy pictures of 16 px in three colours."""
+    root, rng = tmp_path_factory.mktemp("coloured"), np.random.default_rng(0)
+    for split, count in (("train", 16), ("val", 3), ("test", 4)):
+        for name, colour in COLOURS.items():
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.normal(colour, 40, (16, 16, 3)).clip(0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    return root
+
+
+@pytest.fixture
+def plain(coloured):
+    """The least recipe: two epochs of three updates in float32."""
+    fields = {"model": "mnv3_small_cifar", "data": str(coloured), "size": 16, "batch_size": 16, "lr": 0.05}
+    return Recipe(**fields, epochs=2, precision="no", workers=0)
+
+
+RICH = {
+    "ema": 0.9,
+    "mixup": 0.2,
+    "cutmix": 1.0,
+    "erase": 0.5,
+    "drop_path": 0.2,
+    "drop_rate": 0.2,
+    "augment": "trivial",
+    "clip": 1.0,
+    "label_smoothing": 0.1,
+    "sizes": (8, 16),
+}
+
+
+def tensors(folder, name="model"):
+    """Tensors of the last checkpoint."""
+    (last,) = (folder / "checkpoints").glob("last-*")
+    return load_file(last / f"{name}.safetensors")
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def log(folder):
+    with open(folder / "log.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def stop_at(monkeypatch, update, epoch):
+    """Training ends there as if the process had been killed: nothing is saved."""
+
+    class Killed(BaseException):
+        pass
+
+    step = Training._step
+
+    def killed(self):
+        if (self.epoch, self.update) == (epoch, update):
+            raise Killed
+        return step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "_step", killed)
+        yield
+    return Killed
+
+
+# A whole run
+
+
+def test_a_run_learns_and_is_a_weights_folder_for_every_door(plain, tmp_path, coloured):
+    run = finetune(plain, out=tmp_path / "run", epochs=12, bn_momentum=0.3)
+    metrics = json.loads((run / "test.json").read_text())
+    assert metrics["top1"] > 90
+    assert metrics["classes"] == list(COLOURS)
+    for name in ("recipe.yaml", "log.csv", "curves.png", "confusion.png", "config.json", "golden.safetensors"):
+        assert (run / name).stat().st_size > 0
+    for model in (mnv3.load_checkpoint(run), timm.create_model(f"local-dir:{run}", pretrained=True)):
+        found = mnv3.evaluate(model, mnv3.data.load(str(coloured), "test"))
+        assert found.top1 == metrics["top1"]
+        assert found.loss == pytest.approx(metrics["loss"], abs=1e-6)
+        assert mnv3.class_names(model) == list(COLOURS)
+    golden = load_file(run / "golden.safetensors")
+    torch.testing.assert_close(mnv3.load_checkpoint(run).eval()(golden["inputs"]), golden["outputs"])
+    picture = next((coloured / "test" / "red").iterdir())
+    (prediction,) = mnv3.predict(mnv3.load_checkpoint(run), picture)
+    assert prediction.topk[0]["label"] == "red"
+
+
+def test_batch_norm_statistics_are_trained_and_saved(plain, tmp_path):
+    saved = load_file(finetune(plain, out=tmp_path / "run") / "model.safetensors")
+    for key, value in saved.items():
+        if key.endswith("running_mean"):
+            assert value.abs().max() > 0, key
+        if key.endswith("running_var"):
+            assert (value - 1).abs().max() > 0, key
+
+
+def test_log_has_a_line_for_each_epoch(plain, tmp_path):
+    run = finetune(plain, out=tmp_path / "run", ema=0.5)
+    lines = log(run)
+    assert [line["epoch"] for line in lines] == ["1", "2"]
+    assert [line["updates"] for line in lines] == ["3", "6"]
+    assert {line["weights"] for line in lines} == {"ema"}
+    assert list((run / "tensorboard").iterdir())
+
+
+def test_the_best_weights_on_val_are_the_result(plain, tmp_path, monkeypatch):
+    accuracies = iter((50.0, 40.0))
+
+    def evaluate(model, pictures, **options):
+        metrics = mnv3.evaluate(model, pictures, **options)
+        return dataclasses.replace(metrics, top1=next(accuracies, metrics.top1))
+
+    monkeypatch.setattr(sys.modules["mnv3.finetune"], "evaluate", evaluate)
+    run = finetune(plain, out=tmp_path / "run")
+    assert same(load_file(run / "model.safetensors"), load_file(run / "checkpoints" / "best.safetensors"))
+    assert not same(load_file(run / "model.safetensors"), tensors(run))
+
+
+def test_without_val_the_last_weights_are_the_result(plain, tmp_path, coloured):
+    data = tmp_path / "data"
+    data.mkdir()
+    for split in ("train", "test"):
+        (data / split).symlink_to(coloured / split)
+    run = finetune(plain, out=tmp_path / "run", data=str(data))
+    assert same(load_file(run / "model.safetensors"), tensors(run))
+    assert "val_top1" not in log(run)[0]
+
+
+# Stop and go on
+
+
+@pytest.mark.parametrize(("epoch", "update"), [(0, 0), (0, 2), (1, 0), (1, 1)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        RICH | {"precision": "bf16"},
+        RICH | {"schedule": "onecycle", "optimizer": "adamw", "accumulate": 2, "batch_size": 8},
+        {"freeze_epochs": 1, "layer_decay": 0.7, "balance": True, "optimizer": "lamb"},
+    ],
+    ids=["plain", "bf16", "onecycle", "freeze"],
+)
+def test_a_killed_run_goes_on_to_the_same_bits(plain, tmp_path, monkeypatch, options, epoch, update):
+    whole = finetune(plain, out=tmp_path / "whole", **options)
+    stopping = stop_at(monkeypatch, update, epoch)
+    next(stopping)
+    with pytest.raises(BaseException, match="^$"):
+        finetune(plain, out=tmp_path / "cut", **options)
+    next(stopping, None)
+    cut = finetune(plain, out=tmp_path / "cut", resume=True, **options)
+    assert same(load_file(whole / "model.safetensors"), load_file(cut / "model.safetensors"))
+    assert same(tensors(whole), tensors(cut))
+    if "ema" in options:
+        assert same(tensors(whole, "ema"), tensors(cut, "ema"))
+    for a, b in zip(log(whole), log(cut), strict=True):
+        timings = ("images_per_s", "seconds")
+        assert {k: v for k, v in a.items() if k not in timings} == {k: v for k, v in b.items() if k not in timings}
+
+
+def test_an_interrupted_run_is_saved_and_goes_on_within_the_epoch(plain, tmp_path, monkeypatch):
+    whole = finetune(plain, out=tmp_path / "whole", ema=0.9)
+    step = Training._step
+
+    def interrupted(self):
+        if (self.epoch, self.update) == (1, 1):
+            signal.raise_signal(signal.SIGINT)
+        return step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "_step", interrupted)
+        with pytest.raises(TrainingStopped, match="--resume") as stopped:
+            finetune(plain, out=tmp_path / "cut", ema=0.9)
+    assert stopped.value.interrupted
+    assert (tmp_path / "cut" / "checkpoints" / "last-5").is_dir()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    cut = finetune(plain, out=tmp_path / "cut", ema=0.9, resume=True)
+    assert same(tensors(whole, "ema"), tensors(cut, "ema"))
+
+
+@pytest.mark.slow
+def test_kill_9_of_the_command_at_any_moment(plain, tmp_path):
+    (tmp_path / "r.yaml").write_text(dataclasses.replace(plain, epochs=6, **RICH).to_yaml())
+    command = [sys.executable, "-m", "mnv3", "finetune", str(tmp_path / "r.yaml"), "--resume", "--out"]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, timeout=120, capture_output=True)
+    cut = tmp_path / "cut"
+    for checkpoint in ("last-3", "last-9"):
+        process = subprocess.Popen([*command, str(cut)], stderr=subprocess.PIPE)
+        while process.poll() is None and not (cut / "checkpoints" / checkpoint).exists():
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+    subprocess.run([*command, str(cut)], check=True, timeout=120, capture_output=True)
+    assert same(tensors(tmp_path / "whole", "ema"), tensors(cut, "ema"))
+    assert not [path for path in cut.rglob(".*") if path.is_dir()]
+
+
+def test_resume_of_a_finished_run_leaves_its_result(plain, tmp_path):
+    run = finetune(plain, out=tmp_path / "run")
+    before = (run / "model.safetensors").read_bytes(), (run / "log.csv").read_bytes()
+    finetune(plain, out=tmp_path / "run", resume=True)
+    assert before == ((run / "model.safetensors").read_bytes(), (run / "log.csv").read_bytes())
+
+
+def test_resume_refuses_another_recipe_and_a_folder_in_use(plain, tmp_path):
+    run = finetune(plain, out=tmp_path / "run", epochs=1)
+    with pytest.raises(FileExistsError, match="--resume"):
+        finetune(plain, out=run)
+    with pytest.raises(ValueError, match="lr: 0.05, not 0.1"):
+        finetune(plain, out=run, epochs=1, lr=0.1, resume=True)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "holiday.jpg").touch()
+    with pytest.raises(FileExistsError, match="not empty"):
+        finetune(plain, out=other, resume=True)
+    with pytest.raises(FileExistsError, match="is a file"):
+        finetune(plain, out=other / "holiday.jpg")
+
+
+def test_a_damaged_checkpoint_says_so(plain, tmp_path):
+    run = finetune(plain, out=tmp_path / "run", epochs=1)
+    (run / "checkpoints" / "last-3" / "state.pt").write_bytes(b"no")
+    with pytest.raises(mnv3.WeightsError, match=r"state.pt.*remove"):
+        finetune(plain, out=run, epochs=1, resume=True)
+
+
+def test_pixels_that_are_not_finite_stop_the_run_before_they_reach_the_weights(plain, tmp_path, monkeypatch):
+    batch = mnv3.data.Augment.batch
+
+    def poisoned(self, x, *args):
+        x = batch(self, x, *args)
+        poisoned.calls += 1
+        return x * float("inf") if poisoned.calls == 5 else x
+
+    poisoned.calls = 0
+    monkeypatch.setattr("mnv3.data.Augment.batch", poisoned)
+    with pytest.raises(TrainingStopped, match=r"not finite in epoch 2, update 2.*last-3"):
+        finetune(plain, out=tmp_path / "run")
+    assert all(value.isfinite().all() for value in tensors(tmp_path / "run").values())
+
+
+# What a step does
+
+
+def trained(plain, tmp_path, **options):
+    training = Training(dataclasses.replace(plain, **options), tmp_path / "run")
+    training.run()
+    return training
+
+
+def test_accumulated_batches_make_the_update_of_one_large_batch(plain, tmp_path):
+    options = {"freeze_epochs": 9, "crop": 0, "flip": False, "clip": 0.1}  # batch norm sees batches, so it is frozen
+    large = trained(plain, tmp_path / "large", batch_size=16, **options)
+    small = trained(plain, tmp_path / "small", batch_size=4, accumulate=4, **options)
+    assert large.scheduler.updates == small.scheduler.updates == 6
+    torch.testing.assert_close(large.raw.state_dict(), small.raw.state_dict(), rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_are_clipped_once_an_update(plain, tmp_path, monkeypatch):
+    from accelerate import Accelerator
+
+    norms, clip = [], Accelerator.clip_grad_norm_
+
+    def spy(self, parameters, limit):
+        parameters = list(parameters)
+        result = clip(self, parameters, limit)
+        norms.append(torch.cat([p.grad.flatten() for p in parameters]).norm().item())
+        return result
+
+    monkeypatch.setattr(Accelerator, "clip_grad_norm_", spy)
+    trained(plain, tmp_path, batch_size=4, accumulate=4, clip=0.01)
+    assert len(norms) == 6
+    assert max(norms) <= 0.01 * (1 + 1e-5)
+
+
+def scaled(monkeypatch, scale):
+    """Float32 training behind a loss scaler, as float16 on a GPU has it."""
+    group = ingredients.process_group
+
+    def with_scaler(precision):
+        accelerator = group("no")
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=10**6)
+        accelerator.unscale_gradients = lambda: accelerator.scaler.unscale_(accelerator._optimizers[-1].optimizer)
+        return accelerator
+
+    monkeypatch.setattr(ingredients, "process_group", with_scaler)
+
+
+def test_gradients_are_unscaled_before_they_are_clipped(plain, tmp_path, monkeypatch):
+    for mode in ("norm", "agc"):
+        with monkeypatch.context() as patch:
+            expected = trained(plain, tmp_path / mode, clip=0.05, clip_mode=mode).raw.state_dict()
+            scaled(patch, 2.0**10)  # a power of two changes no digit
+            found = trained(plain, tmp_path / f"{mode}-scaled", clip=0.05, clip_mode=mode).raw.state_dict()
+        assert same(expected, found)
+
+
+def overflowing(monkeypatch):
+    """The first gradients are too large for float32, until the scaler has halved its scale a few times."""
+    scaled(monkeypatch, 2.0**120)
+    loss = Training._loss
+    monkeypatch.setattr(Training, "_loss", lambda self, *batch: 2.0**13 * loss(self, *batch))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_skipped_update_moves_neither_schedule_nor_average(plain, tmp_path, monkeypatch):
+    overflowing(monkeypatch)
+    rates, step = [], torch.optim.SGD.step
+    monkeypatch.setattr(
+        torch.optim.SGD, "step", lambda self, *a: (rates.append(self.param_groups[0]["lr"]), step(self))[1]
+    )
+    training = trained(plain, tmp_path, epochs=4, ema=0.9, warmup_epochs=1, lr=1e-6)
+    assert 0 < len(rates) < 12
+    assert training.scheduler.updates == len(rates)
+    expected = trained_rates(plain, epochs=4, warmup_epochs=1, lr=1e-6)
+    assert rates == pytest.approx(expected[: len(rates)])
+
+
+def trained_rates(plain, **options):
+    chosen = dataclasses.replace(plain, **options)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=chosen.lr)
+    schedule, rates = ingredients.Schedule(chosen, optimizer, 3), []
+    for _ in range(3 * chosen.epochs):
+        rates.append(schedule.lr)
+        schedule.step()
+    return [*rates, schedule.lr]
+
+
+def test_a_gradient_that_never_is_finite_ends_the_run(plain, tmp_path, monkeypatch):
+    overflowing(monkeypatch)
+    monkeypatch.setattr(torch.amp.GradScaler, "update", lambda self: self._per_optimizer_states.clear())
+    with pytest.raises(TrainingStopped, match="20 updates in a row"):
+        trained(plain, tmp_path, epochs=8)
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of")  # here no optimiser steps
+def test_schedules(plain):
+    cosine = trained_rates(plain, epochs=10, warmup_epochs=2, min_lr=0.001)
+    assert cosine[0] == pytest.approx(0.001)
+    assert max(cosine) == pytest.approx(0.05, rel=0.1)
+    assert cosine[6] == max(cosine)
+    assert cosine[-1] == pytest.approx(0.001)
+    onecycle = trained_rates(plain, schedule="onecycle", epochs=10, warmup_epochs=2)
+    assert max(onecycle) == pytest.approx(0.05, rel=0.01)
+    assert onecycle[-1] < 1e-5
+    assert set(trained_rates(plain, schedule="constant", epochs=10)) == {0.05}
+    warm = trained_rates(plain, schedule="constant", epochs=10, warmup_epochs=1)
+    assert warm[0] == 0
+    assert set(warm[3:]) == {0.05}
+
+
+def test_a_frozen_backbone_keeps_every_bit_and_then_learns(plain, tmp_path):
+    training = Training(dataclasses.replace(plain, epochs=2, freeze_epochs=1), tmp_path / "run")
+    states = [{key: value.clone() for key, value in training.raw.state_dict().items()}]
+    finish = training._finish_epoch
+
+    def snapshot(board):
+        states.append({key: value.clone() for key, value in training.raw.state_dict().items()})
+        finish(board)
+
+    training._finish_epoch = snapshot
+    training.run()
+    for key in states[0]:
+        if key.startswith("classifier"):
+            assert not torch.equal(states[0][key], states[1][key])
+        else:
+            assert torch.equal(states[0][key], states[1][key]), key
+        if key.endswith(("conv.weight", "running_mean")):
+            assert not torch.equal(states[1][key], states[2][key]), key
+
+
+def test_average_of_parameters_and_buffers(plain):
+    raw = mnv3.create_model("mnv3_small_cifar")
+    ema = ingredients.ema(dataclasses.replace(plain, ema=0.5), raw)
+    before = {key: value.clone() for key, value in ema.module.state_dict().items()}
+    for value in raw.state_dict().values():
+        value.add_(3)
+    ema.update(raw, step=10**6)
+    for key, value in ema.module.state_dict().items():
+        now = raw.state_dict()[key]
+        if value.is_floating_point():
+            torch.testing.assert_close(value, 0.5 * before[key] + 0.5 * now)
+        else:
+            assert value.dtype == torch.int64
+            assert value == now
+    assert ema.get_decay(1) == 0
+    assert ema.get_decay(2) < 0.5
+
+
+def test_weight_decay_is_for_weights_alone(plain):
+    raw = mnv3.create_model("mnv3_small_cifar", num_classes=3)
+    groups = ingredients.optimizer(plain, raw).param_groups
+    decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    spared = {id(p) for group in groups if not group["weight_decay"] for p in group["params"]}
+    assert not decayed & spared
+    assert decayed | spared == {id(p) for p in raw.parameters()}
+    assert decayed == {id(p) for p in raw.parameters() if p.dim() > 1}
+
+
+def test_layer_decay_gives_early_layers_smaller_rates(plain):
+    raw = mnv3.create_model("mnv3_small_cifar", num_classes=3)
+    optimizer = ingredients.optimizer(dataclasses.replace(plain, layer_decay=0.5), raw)
+    ingredients.Schedule(dataclasses.replace(plain, schedule="constant"), optimizer, 3)
+    rate = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    stem, first, second = (
+        rate[id(m)] for m in (raw.stem.conv.weight, raw.blocks[1].expand.conv.weight, raw.classifier.weight)
+    )
+    assert stem < first < second == 0.05
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optimizer": "muon", "lr": 0.01},
+        {"optimizer": "lamb", "lr": 0.01, "clip": 0.01, "clip_mode": "agc"},
+        {"optimizer": "adamw", "bn_momentum": 0.2, "channels_last": False},
+        {"augment": "rand", "balance": True, "deterministic": True},
+        {"size": 24, "sizes": (8, 24), "crop": 2},
+        {"use_se": False},
+        {"use_hs": False, "se_order": "act-se"},
+        {"se_order": "se-act"},
+        {"precision": "bf16"},
+        {"batch_size": 1000},
+        pytest.param({"compile": True}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_options(plain, tmp_path, options):
+    training = trained(plain, tmp_path, **options)
+    assert all(value.isfinite().all() for value in training.raw.state_dict().values())
+    again = mnv3.load_checkpoint(tmp_path / "run")
+    assert same(again.state_dict(), load_file(tmp_path / "run" / "model.safetensors"))
+
+
+def test_start_from_weights(plain, tmp_path):
+    first = finetune(plain, out=tmp_path / "first")
+    start = ingredients.model(dataclasses.replace(plain, checkpoint=str(first)), list("abcd"))
+    saved = load_file(first / "model.safetensors")
+    assert start.classifier.out_features == 4
+    assert all(torch.equal(v, saved[k]) for k, v in start.state_dict().items() if not k.startswith("classifier"))
+    as_file = dataclasses.replace(plain, checkpoint=str(first / "model.safetensors"))
+    assert torch.equal(ingredients.model(as_file, list("abc")).stem.conv.weight, saved["stem.conv.weight"])
+    with pytest.raises(ValueError, match="no file or folder"):
+        ingredients.model(dataclasses.replace(plain, checkpoint="nowhere"), list("abc"))
+
+
+def test_a_teacher_sees_pictures_in_its_own_normalisation(plain, tmp_path, monkeypatch):
+    folder = finetune(plain, out=tmp_path / "teacher", mean=(0.2, 0.3, 0.4), std=(0.1, 0.2, 0.3))
+    chosen = dataclasses.replace(plain, teacher=str(folder), teacher_weight=1.0, temperature=2.0)
+    student = ingredients.model(chosen, list(COLOURS))
+    teacher = ingredients.teacher(chosen, student)
+    pixels = torch.rand(2, 3, 16, 16)
+    own, (mean, std) = (
+        mnv3.load_checkpoint(folder).eval(),
+        (torch.tensor(student.pretrained_cfg[k]) for k in ("mean", "std")),
+    )
+    x = (pixels - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    expected = own((pixels - torch.tensor([0.2, 0.3, 0.4]).view(3, 1, 1)) / torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1))
+    torch.testing.assert_close(teacher(x), expected, rtol=1e-4, atol=1e-4)
+    training = Training(chosen, tmp_path / "run")
+    training.teacher = training.raw  # whose answers are its own: no distance
+    training.raw.eval()
+    assert training._loss(training.raw, x, torch.tensor([0, 1])).abs() < 1e-6
+    with pytest.raises(ValueError, match="has 3 classes, the pictures 2"):
+        ingredients.teacher(chosen, mnv3.create_model("mnv3_small_cifar", num_classes=2))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"optimizer": "sdg"}, "Did you mean 'sgd'"),
+        ({"model": "mnv3_smal_cifar"}, "mnv3_small_cifar"),
+        ({"mixup": 0.2, "batch_size": 15}, "odd"),
+        ({"batch_size": 1}, "batch norm needs 2"),
+        ({"data": "nowhere"}, "no folder"),
+        ({"se_order": "se"}, "se-act"),
+    ],
+)
+def test_what_cannot_be_leaves_nothing_behind(plain, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        finetune(plain, out=tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_warnings(plain, tmp_path, caplog):
+    Training(dataclasses.replace(plain, model="mnv3_small", lr=0.5, ema=0.999, batch_size=60), tmp_path / "run")
+    text = " ".join(caplog.messages)
+    for part in ("1x1 map at total stride 32", "lr 0.5 is high", "fewer than a batch", "few for an average"):
+        assert part in text
+
+
+def test_missing_packages_say_what_to_install(plain, tmp_path, monkeypatch):
+    for package in ("accelerate", "torch.utils.tensorboard", "matplotlib.figure"):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, package, None)
+            with pytest.raises(ImportError, match=r"pip install 'mnv3\[finetune\]'"):
+                finetune(plain, out=tmp_path / package, epochs=1)
+
+
+# Several processes
+
+
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--nproc-per-node=2", "--master-port=0"],
+    "accelerate": ["accelerate.commands.launch", "--cpu", "--num_processes=2", "--main_process_port=0"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launch", LAUNCHERS.values(), ids=LAUNCHERS)
+def test_two_processes(plain, tmp_path, coloured, launch):
+    chosen = dataclasses.replace(plain, ema=0.9, batch_size=8)
+    (tmp_path / "r.yaml").write_text(chosen.to_yaml())
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def command(*args):
+        done = subprocess.run(
+            [sys.executable, "-m", *launch, "-m", "mnv3", *args],
+            capture_output=True, text=True, timeout=200, env=environment,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
+    assert command("finetune", str(tmp_path / "r.yaml"), "--out", str(tmp_path / "run")).count("wrote") == 1
+    assert log(tmp_path / "run")[-1]["updates"] == "6"  # of 48 pictures, 8 for each process
+    command("eval", str(tmp_path / "run"), "--data", str(coloured), "--json", str(tmp_path / "two.json"))
+    one = mnv3.evaluate(mnv3.load_checkpoint(tmp_path / "run"), mnv3.data.load(str(coloured), "test"))
+    one.save(tmp_path / "one.json")
+    assert (tmp_path / "one.json").read_text() == (tmp_path / "two.json").read_text()
+
+
+@pytest.mark.slow
+def test_processes_see_different_pictures_and_end_with_the_same_buffers(plain, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    (tmp_path / "r.yaml").write_text(dataclasses.replace(plain, ema=0.9, batch_size=8).to_yaml())
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
+    done = subprocess.run([*command, str(script), str(tmp_path)], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    for epoch in (0, 1):
+        a, b = first["order"][epoch], second["order"][epoch]
+        assert sorted([*a, *b]) == list(range(48))
+    assert first["order"][0] != first["order"][1]
+    assert same(first["raw"], second["raw"])
+    assert same(first["ema"], second["ema"])
+
+
+SCRIPT = """
+import sys, torch
+from mnv3 import recipe
+from mnv3.finetune import Training
+folder = sys.argv[1]
+training = Training(recipe.load(f"{folder}/r.yaml"), __import__("pathlib").Path(folder) / "run")
+order = [training._order(epoch)[:, training.rank :: training.world].flatten().tolist() for epoch in (0, 1)]
+training.run()
+state = {"order": order, "raw": training.raw.state_dict(), "ema": training.ema.module.state_dict()}
+torch.save(state, f"{folder}/{training.rank}.pt")
+"""
+
+
+def test_recipes_of_the_package_name_models_that_exist():
+    for name in recipe.names():
+        mnv3.create_model(recipe.load(name).model)
+        assert Path(recipe.find(name)).read_text().startswith("# ")
