@@ -107,31 +107,35 @@ class Training:
             return self._finish(folder)
 
     def _train_epoch(self) -> None:
-        frozen = self.epoch < self.recipe.freeze_epochs
-        order, size = self._order(self.epoch)[self.update :], self._size()
-        start = time.perf_counter() - self.sums["seconds"]
-        model = ingredients.wrap(self, frozen=frozen)
         with progress.bar(self) as bar:
-            for batches in self._batches(order, size):
-                ingredients.train_mode(self.raw, frozen=frozen)
-                loss = torch.zeros((), device=self.accelerator.device)
-                for part, (x, y) in enumerate(batches):
-                    last = part == self.recipe.accumulate - 1
-                    with nullcontext() if last else self.accelerator.no_sync(model):
-                        part_loss = self._loss(model, x, y) / self.recipe.accumulate
-                        self.accelerator.backward(part_loss)
-                    loss += part_loss.detach()
-                norm = self._step()
-                self.update += 1
-                self.sums["loss"] += loss.item()
-                self.sums["grad_norm"] += norm
-                self.sums["seconds"] = time.perf_counter() - start
+            for _ in self._updates():
                 bar.update(1)
                 bar.set_postfix(self._status(), refresh=False)
                 if self._stop_requested():
                     self._save()
                     where = f"saved in {self.files.folder}, go on with --resume"
                     raise TrainingStopped(f"interrupted: {where}", interrupted=True)
+
+    def _updates(self) -> Iterator[None]:
+        """What is left of this epoch, update by update."""
+        frozen, device = self.epoch < self.recipe.freeze_epochs, self.accelerator.device
+        model = ingredients.wrap(self, frozen=frozen)
+        order, size = self._order(self.epoch)[self.update :], self._size()
+        start = time.perf_counter() - self.sums["seconds"]
+        for batches in self._batches(order, size):
+            ingredients.train_mode(self.raw, frozen=frozen)
+            loss = torch.zeros((), device=device)
+            for part, (x, y) in enumerate(batches):
+                last = part == self.recipe.accumulate - 1
+                with nullcontext() if last else self.accelerator.no_sync(model):
+                    part_loss = self._loss(model, x, y) / self.recipe.accumulate
+                    self.accelerator.backward(part_loss)
+                loss += part_loss.detach()
+            self.sums["grad_norm"] += self._step()
+            self.sums["loss"] += loss.item()
+            self.sums["seconds"] = time.perf_counter() - start
+            self.update += 1
+            yield
 
     def _step(self) -> float:
         """Clip and apply the gradient of all processes; returns its norm before clipping."""

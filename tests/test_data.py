@@ -286,11 +286,9 @@ def test_what_does_not_fill_an_update(count, batch, parts, shape):
     assert torch.cat(epochs).unique().numel() == count, "others are left out in each epoch"
 
 
-@pytest.mark.parametrize(("count", "batch", "parts"), [(1, 16, 1), (3, 16, 2), (100, 1, 1), (0, 16, 1)])
+@pytest.mark.parametrize(("count", "batch", "parts"), [(1, 16, 1), (3, 16, 2), (100, 1, 1)])
 @pytest.mark.parametrize("balance", [False, True])
 def test_too_few_pictures(count, batch, parts, balance):
-    if balance and not count:
-        return
     with pytest.raises(DataError, match=f"{count} training pictures are too few: .* in each of {parts} batches"):
         data.order(labels(count), batch=batch, parts=parts, seed=0, epoch=0, balance=balance)
 
@@ -485,10 +483,14 @@ def test_other_errors_of_workers_are_left_as_they_are():
         next(data.files_loader(Wrong(), [[0]], 0))
 
 
-def test_real_pictures(shared):
-    found = data.load(str(shared / "images" / "cifar10_mini"), "test")
-    assert found.source.shape == (1000, 3, 32, 32)
+def test_real_pictures(shared, tmp_path):
+    for file in sorted((shared / "images" / "cifar10_mini").glob("test/*/*.png"))[::10]:
+        folder = tmp_path / "test" / file.parent.name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / file.name).symlink_to(file.resolve())
+    found = data.load(str(tmp_path), "test")
+    assert found.source.shape == (100, 3, 32, 32)
     assert [name.split("_")[1] for name in found.classes][::3] == ["airplane", "cat", "frog", "truck"]
-    assert found.labels.bincount().tolist() == [100] * 10
+    assert found.labels.bincount().tolist() == [10] * 10
     means = (found.source / 255).mean((0, 2, 3))
-    assert means.tolist() == pytest.approx([0.4914, 0.4822, 0.4465], abs=0.02)
+    assert means.tolist() == pytest.approx([0.4914, 0.4822, 0.4465], abs=0.04)

@@ -1,0 +1,140 @@
+"""Throughput of a training step beside the same recipe written with timm's own model, loader and transforms.
+
+    python benchmarks/training.py --data CIFAR10 [--models small large] [--threads 1 2] [--turns 8] [--json]
+
+CIFAR10 is a folder train/<class>/*.png of 32 px. Both train the same network (strides 1, 2, 1, 2, 2) on batches of 128
+with crop, mirroring, random erasing, label smoothing, clipping, SGD and an average of the weights. timm's model is in
+channels_last, in float32 as its train.py has it by default; its rows with bfloat16 (`--amp --amp-dtype bfloat16`) are
+printed as well. Windows of ten updates run in turn, after a warm-up; printed are the median images a second and the
+median of the ratios of each turn to timm in float32, with the quartiles.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import timm
+import torch
+from timm.data import create_dataset, create_loader
+from timm.loss import LabelSmoothingCrossEntropy
+from timm.optim import create_optimizer_v2
+from timm.utils import ModelEmaV3, dispatch_clip_grad
+from torch import nn
+
+import mnv3
+from mnv3 import recipe
+from mnv3.finetune import Training
+
+WINDOW = 10  # updates
+
+
+def timm_model(size: str, classes: int) -> nn.Module:
+    """timm's network with the strides and the shortcuts of ours."""
+    model, ours = (
+        timm.create_model(f"mobilenetv3_{size}_100", num_classes=classes),
+        mnv3.create_model(f"mnv3_{size}_cifar"),
+    )
+    model.conv_stem.stride = (1, 1)
+    blocks = [block for stage in model.blocks[:-1] for block in stage]
+    for theirs, block in zip(blocks, ours.blocks, strict=True):
+        theirs.conv_dw.stride = block.depthwise.conv.stride
+        theirs.has_skip = block.has_shortcut
+    return model
+
+
+def timm_updates(size: str, chosen: recipe.Recipe, *, workers: int, amp: bool) -> Iterator[None]:
+    """The recipe with timm's parts, update by update."""
+    dataset = create_dataset("", root=f"{chosen.data}/train", is_training=True)
+    loader = create_loader(
+        dataset,
+        (3, chosen.size, chosen.size),
+        chosen.batch_size,
+        is_training=True,
+        use_prefetcher=False,
+        scale=(0.8, 1.0),
+        hflip=0.5,
+        re_prob=chosen.erase,
+        re_mode="pixel",
+        mean=chosen.mean,
+        std=chosen.std,
+        num_workers=workers,
+        device=torch.device("cpu"),
+    )
+    model = timm_model(size, len(dataset.reader.class_to_idx)).to(memory_format=torch.channels_last).train()
+    options = {"lr": 0.01, "momentum": chosen.momentum, "weight_decay": chosen.weight_decay}
+    optimizer = create_optimizer_v2(model, opt=chosen.optimizer, **options)
+    criterion, ema = LabelSmoothingCrossEntropy(chosen.label_smoothing), ModelEmaV3(model, decay=chosen.ema)
+    while True:
+        for x, y in loader:
+            with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+                loss = criterion(model(x.contiguous(memory_format=torch.channels_last)), y)
+            optimizer.zero_grad()
+            loss.backward()
+            dispatch_clip_grad(model.parameters(), chosen.clip)
+            optimizer.step()
+            ema.update(model)
+            loss.item()
+            yield
+
+
+def our_updates(chosen: recipe.Recipe) -> Iterator[None]:
+    """The recipe with mnv3's helper."""
+    training = Training(chosen, Path(tempfile.mkdtemp()) / "run")
+    while True:
+        yield from training._updates()
+        training.epoch, training.update = training.epoch + 1, 0
+
+
+def measure(size: str, data: str, *, threads: int, turns: int) -> dict[str, list[float]]:
+    """Images a second of every window of every candidate, in turn."""
+    torch.set_num_threads(threads)
+    chosen = recipe.load(f"cifar10_{size}", data=data, sizes=[], lr=0.01)
+    candidates = {
+        "timm, float32": timm_updates(size, chosen, workers=threads, amp=False),
+        "timm, bfloat16": timm_updates(size, chosen, workers=threads, amp=True),
+        "mnv3, float32": our_updates(recipe.load(f"cifar10_{size}", data=data, sizes=[], lr=0.01, precision="no")),
+        f"mnv3, {'bfloat16' if mnv3.ingredients.best_precision() == 'bf16' else 'float32'} (auto)": our_updates(chosen),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in candidates}
+    for turn in range(turns + 1):
+        for name, updates in candidates.items():
+            start = time.perf_counter()
+            for _ in range(WINDOW):
+                next(updates)
+            if turn:  # the first is the warm-up
+                rates[name].append(WINDOW * chosen.batch_size / (time.perf_counter() - start))
+    return rates
+
+
+def main() -> None:
+    """Print a table, or JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--models", nargs="+", default=["small", "large"], choices=["small", "large"])
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--turns", type=int, default=8)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    print(
+        f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}, timm {timm.__version__}"
+    )
+    print("| model | threads | | images/s | / timm, float32 |\n| --- | ---: | --- | ---: | ---: |")
+    for size in args.models:
+        for threads in args.threads:
+            rates = measure(size, args.data, threads=threads, turns=args.turns)
+            base = rates["timm, float32"]
+            for name, found in rates.items():
+                low, middle, high = statistics.quantiles([a / b for a, b in zip(found, base, strict=True)], n=4)
+                ratio = f"{middle:.2f} ({low:.2f} - {high:.2f})"
+                print(f"| {size} | {threads} | {name} | {statistics.median(found):.0f} | {ratio} |", flush=True)
+            if args.json:
+                print(json.dumps({"model": size, "threads": threads, "rates": rates}))
+
+
+if __name__ == "__main__":
+    main()
