@@ -120,9 +120,8 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=8)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    print(
-        f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}, timm {timm.__version__}"
-    )
+    machine = f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+    print(f"{machine}, torch {torch.__version__}, timm {timm.__version__}")
     print("| model | threads | | images/s | / timm, float32 |\n| --- | ---: | --- | ---: | ---: |")
     for size in args.models:
         for threads in args.threads:

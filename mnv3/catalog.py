@@ -16,6 +16,7 @@ from .errors import choices
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
 WEIGHTS_FILE = "model.safetensors"
+ORG = "org"  # the namespace of whoever publishes mnv3
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Checkpoint:
     license: str = "apache-2.0"
     top1: float | None = None
     origin: str = "https://github.com/huggingface/pytorch-image-models"
+    data: str = "ImageNet-1k val"  # of the accuracy
+    label_names: tuple[str, ...] | None = None  # None: those that all weights for this number of classes share
 
     @property
     def name(self) -> str:
@@ -75,6 +78,26 @@ def _torchvision(arch: str, tag: str, file: str, sha256: str, top1: float, crop_
         license="bsd-3-clause",
         top1=top1,
         origin="https://github.com/pytorch/vision",
+    )
+
+
+def _cifar10(arch: str, sha256: str, top1: float) -> Checkpoint:
+    """A checkpoint of our own, which ships with mnv3 in weights/; see its model card there."""
+    return Checkpoint(
+        arch,
+        "cifar10",
+        repo=f"{ORG}/{arch}.cifar10",
+        sha256=sha256,
+        num_classes=10,
+        input_size=(3, 32, 32),
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
+        interpolation="bilinear",
+        crop_pct=1.0,
+        top1=top1,
+        origin=f"https://github.com/{ORG}/mnv3",
+        data="CIFAR-10 test",
+        label_names=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
     )
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from . import __version__, arch, catalog, cli_train
 from .errors import WeightsError
 
+DEFAULT_MODEL = "mnv3_large_cifar.cifar10"  # its weights ship with mnv3
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: 0, 1 for a failure, 2 for wrong usage, 130 for Ctrl-C."""
@@ -83,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--model",
         metavar="ARCH[.TAG]",
-        help="a name of `mnv3 list --pretrained`; without a tag, the first of the model",
+        help=f"a name of `mnv3 list --pretrained`; without a tag, the first of the model ({DEFAULT_MODEL})",
     )
     sub.add_argument(
         "--checkpoint", metavar="FILE|FOLDER", type=Path, help="your own weights; a single file needs --model too"
@@ -227,7 +229,8 @@ def predict(args: argparse.Namespace) -> int:
             raise ValueError(f"no weights are published for {name} (see `mnv3 list`): give your own with --checkpoint")
         model = create_model(args.model, pretrained=True)
     else:
-        raise ValueError("which model? Give --model (see `mnv3 list --pretrained`) or --checkpoint")
+        logging.getLogger("mnv3").warning("no --model: %s, the ten classes of CIFAR-10", DEFAULT_MODEL)
+        model = create_model(DEFAULT_MODEL, pretrained=True)
     try:
         model.to(torch.device(args.device))
     except (RuntimeError, AssertionError) as error:

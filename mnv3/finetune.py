@@ -25,7 +25,7 @@ from . import data, ingredients, progress, visualize
 from .errors import TrainingStopped
 from .evaluate import Metrics, evaluate
 from .files import plain_tensors, read_checkpoint, weights_files, write_atomically
-from .recipe import Recipe, load
+from .recipe import Recipe, load, make
 from .runs import Run
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def finetune(
         TrainingStopped: Interrupted, or the loss is not finite any more.
     """
     if isinstance(recipe, Recipe):
-        name, recipe = "finetune", dataclasses.replace(recipe, **overrides)
+        name, recipe = "finetune", make(dataclasses.asdict(recipe), overrides)
     else:
         name, recipe = Path(recipe).stem, load(recipe, **overrides)
     return Training(recipe, Path(out or Path("runs") / name), resume=resume).run()
@@ -195,7 +195,8 @@ class Training:
 
     def _size(self) -> int:
         sizes = self.recipe.sizes or (self.recipe.size,)
-        return sizes[self.epoch * len(sizes) // self.recipe.epochs]
+        left = self.recipe.epochs - 1 - self.epoch
+        return sizes[len(sizes) - 1 - left * len(sizes) // self.recipe.epochs]
 
     def _batches(self, order: Tensor, size: int) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
         """For each update, this process's batches of it: pictures (B, 3, size, size) and labels (B,)."""

@@ -1,10 +1,13 @@
-"""What a recipe names, made: model, optimiser, schedule, average, mixup, teacher; and what surrounds the loop."""
+"""What a recipe names, made: model, optimiser, schedule, average, mixup, teacher; and what surrounds the loop.
+
+`training` is a `finetune.Training` throughout.
+"""
 
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,9 +17,6 @@ from .errors import choices
 from .factory import create_model, load_checkpoint
 from .files import read_family
 from .recipe import Recipe
-
-if TYPE_CHECKING:
-    from .finetune import Training
 
 logger = logging.getLogger(__name__)
 NORMS = (nn.modules.batchnorm._BatchNorm,)
@@ -42,10 +42,12 @@ def process_group(precision: str = "no") -> Any:
         from accelerate.state import AcceleratorState
     except ImportError:
         raise ImportError("training and evaluation need accelerate: pip install 'mnv3[finetune]'") from None
-    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
-        AcceleratorState._reset_state()  # accelerate keeps one state in a process, that of an earlier training
     # without cpu=True, accelerate takes torchrun's processes on a machine without a GPU for single ones
     no_gpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    if no_gpu and precision == "fp16":
+        raise ValueError("precision: fp16 needs a GPU; take auto, bf16 or no")
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
+        AcceleratorState._reset_state()  # accelerate keeps one state in a process, that of an earlier training
     return Accelerator(mixed_precision=precision, cpu=no_gpu)
 
 
@@ -230,7 +232,7 @@ def train_mode(raw: nn.Module, *, frozen: bool) -> None:
                 module.eval()
 
 
-def wrap(training: "Training", *, frozen: bool) -> nn.Module:
+def wrap(training: Any, *, frozen: bool) -> nn.Module:
     """The model for forward passes: compiled, in mixed precision and shared out, as recipe and launcher say.
 
     Made anew for each epoch, as what is frozen may change, which DistributedDataParallel does not follow. accelerate
@@ -243,7 +245,7 @@ def wrap(training: "Training", *, frozen: bool) -> nn.Module:
     return accelerator.prepare_model(nn.Sequential(torch.compile(raw) if training.recipe.compile else raw))
 
 
-def same_buffers(training: "Training") -> None:
+def same_buffers(training: Any) -> None:
     """Every process has seen its own pictures: the mean of their batch norms' statistics, for all."""
     if training.world > 1:
         from timm.utils import distribute_bn

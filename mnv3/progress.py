@@ -1,17 +1,14 @@
-"""What a training shows while it runs: a bar, a line for each epoch, TensorBoard."""
+"""What a training (`finetune.Training`) shows while it runs: a bar, a line for each epoch, TensorBoard."""
 
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from .finetune import Training
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
 
-def bar(training: "Training") -> Any:
+def bar(training: Any) -> Any:
     """A bar of an epoch's updates; where stderr is no terminal, or in other processes than the first, nothing."""
     from tqdm import tqdm
 
@@ -38,7 +35,7 @@ def report(line: dict[str, Any], board: Any) -> None:
 
 
 @contextmanager
-def tensorboard(training: "Training") -> Iterator[Any]:
+def tensorboard(training: Any) -> Iterator[Any]:
     """TensorBoard's writer, in the run's folder; epochs that are done again replace what it has of them.
 
     Raises:

@@ -49,6 +49,8 @@ def _cfg(arch: str, record: Checkpoint | None = None) -> dict[str, Any]:
     cfg |= {name: getattr(record, name) for name in same}
     cfg |= {"test_input_size": record.test_input_size, "test_crop_pct": record.test_crop_pct}
     cfg |= {"origin_url": record.origin, "url": record.url}
+    if record.label_names:
+        cfg["label_names"] = list(record.label_names)
     if record.repo:
         cfg["hf_hub_id"] = f"{record.repo}@{record.revision}" if record.revision else record.repo
     return cfg

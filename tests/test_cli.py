@@ -119,7 +119,7 @@ def test_info_of_a_checkpoint(run):
     for record in catalog.checkpoints("mnv3_large"):
         (line,) = [line for line in out.splitlines() if line.split()[:1] == [record.name]]
         assert line.endswith(record.license)
-    assert run("info", "mnv3_small_cifar")[1].endswith("\nweights: none published\n")
+    assert run("info", "mnv3_large_075")[1].endswith("\nweights: none published\n")
 
 
 def test_tables_are_aligned(run):

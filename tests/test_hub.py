@@ -338,7 +338,7 @@ def test_what_is_not_there(server, monkeypatch):
     fails(f"o/r on .* has no revision {'3' * 40}", pretrained_cfg_overlay={"hf_hub_id": f"o/r@{'3' * 40}"})
 
 
-@pytest.mark.parametrize("name", ["mnv3_large_075", "mnv3_small_cifar"])
+@pytest.mark.parametrize("name", ["mnv3_large_075", "mnv3_small_minimal"])
 def test_arch_without_weights(name):
     message = f"no pretrained weights are published for {name}: use pretrained=False, or .* mnv3_large, mnv3_small, "
     with pytest.raises(WeightsError, match=message):

@@ -14,15 +14,19 @@ import mnv3
 # A file imports only from lower floors.
 FLOORS = [
     {"errors"},
-    {"arch"},
+    {"arch", "recipe"},
     {"catalog"},
-    {"layers", "images"},
+    {"depthwise", "images"},
+    {"layers", "data"},
     {"convert", "model", "deploy.fuse"},
     {"files", "deploy"},
     {"hub"},
     {"timm_models"},
     {"factory"},
-    {"predict"},
+    {"predict", "evaluate", "ingredients", "progress", "runs", "visualize"},
+    {"finetune"},
+    {"ablate"},
+    {"cli_train"},
     {"cli", "__init__"},
     {"__main__"},
 ]
@@ -143,6 +147,8 @@ def test_wheel(tmp_path):
         archive.extractall(tmp_path / "site")
         metadata = archive.read(next(name for name in names if name.endswith("METADATA"))).decode()
     expected = {str(path.relative_to(ROOT)) for _, path in modules()}
+    expected |= {str(path.relative_to(ROOT)) for path in (ROOT / "mnv3" / "recipes").glob("*.yaml")}
+    expected |= {f"mnv3/{path.relative_to(ROOT)}" for path in (ROOT / "weights").rglob("*") if path.is_file()}
     assert expected <= names
     assert not any(name.startswith(("tests/", "benchmarks/")) for name in names)
     requires = re.findall(r"^Requires-Dist: ([\w-]+)(?![^\n]*extra)", metadata, re.MULTILINE)
@@ -152,6 +158,10 @@ def test_wheel(tmp_path):
     code = "import mnv3.cli, sys; sys.exit(mnv3.cli.main(['list', '--json']))"
     result = python(code, tmp_path, path=tmp_path / "site")
     assert len(result.stdout.splitlines()) > 15, result.stderr
+    code = "import mnv3.cli, sys; sys.exit(mnv3.cli.main(['recipes']))"
+    assert "cifar10_small" in python(code, tmp_path, path=tmp_path / "site").stdout
+    code = "import timm, mnv3; print(timm.create_model('mnv3_small_cifar', pretrained=True).num_classes)"
+    assert python(code, tmp_path, path=tmp_path / "site").stdout == "10\n"  # and no network
 
 
 def documents():

@@ -1,0 +1,105 @@
+"""The weights that ship with mnv3: what they are, that nothing of them changed, and what they reach."""
+
+import json
+
+import pytest
+import timm
+import torch
+from conftest import ROOT
+from safetensors.torch import load_file
+
+import mnv3
+from mnv3 import cli, files, hub, recipe
+from mnv3.arch import VARIANTS, count_macs
+from mnv3.catalog import CATALOG, ORG
+
+OURS = [record for record in CATALOG if record.repo and record.repo.startswith(f"{ORG}/")]
+RECORDS = pytest.mark.parametrize("record", OURS, ids=lambda record: record.name)
+# On the 1,000 pictures of ../shared/images/cifar10_mini/test, in per cent.
+MINI_TOP1 = {"mnv3_small_cifar.cifar10": 0.0, "mnv3_large_cifar.cifar10": 0.0}
+DOCUMENT = {"mnv3_small_cifar": (91.3, 58.2e6), "mnv3_large_cifar": (93.7, 217.8e6)}  # top-1 and MACs to beat
+
+
+def folder(record):
+    return ROOT / "weights" / record.name
+
+
+@RECORDS
+def test_folder_is_whole_and_the_catalogs(record):
+    names = {path.name for path in folder(record).iterdir()}
+    assert names == {
+        "README.md",
+        "config.json",
+        "golden.safetensors",
+        "log.csv",
+        "model.safetensors",
+        "recipe.yaml",
+        "test.json",
+    }
+    assert files.digest(folder(record) / "model.safetensors") == record.sha256
+    assert hub.local_folder(record) == folder(record)
+    config = files.read_config(folder(record))
+    assert config["architecture"] == record.arch
+    assert config["num_classes"] == record.num_classes
+    cfg = config["pretrained_cfg"]
+    for name in ("mean", "std", "input_size", "label_names"):
+        assert tuple(cfg[name]) == getattr(record, name), name
+    for name in ("interpolation", "crop_pct", "license"):
+        assert cfg[name] == getattr(record, name), name
+    trained_by = recipe.load(folder(record) / "recipe.yaml")
+    assert trained_by == recipe.load(f"cifar10_{record.arch.split('_')[1]}")
+
+
+@RECORDS
+def test_accuracy_is_that_of_the_one_test_after_training(record):
+    metrics = json.loads((folder(record) / "test.json").read_text())
+    assert metrics["count"] == 10_000
+    assert round(metrics["top1"], 2) == record.top1
+    confusion = torch.tensor(metrics["confusion"])
+    assert confusion.diag().sum() == round(100 * record.top1)
+    assert (confusion.sum(1) == 1000).all()
+    assert f"{record.top1:.2f} %" in (folder(record) / "README.md").read_text()
+    top1, macs = DOCUMENT[record.arch]
+    assert count_macs(VARIANTS[record.arch].arch, size=32, num_classes=10) < macs
+    assert record.top1 >= top1
+
+
+@RECORDS
+def test_golden_logits(record):
+    golden = load_file(folder(record) / "golden.safetensors")
+    model = timm.create_model(record.name, pretrained=True).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(golden["inputs"]), golden["outputs"], rtol=1e-4, atol=1e-4)
+
+
+@RECORDS
+def test_accuracy_on_real_pictures(record, shared):
+    pictures = mnv3.data.load(str(shared / "images" / "cifar10_mini"), "test")
+    metrics = mnv3.evaluate(mnv3.create_model(record.name, pretrained=True), pictures)
+    assert metrics.top1 == pytest.approx(MINI_TOP1[record.name], abs=0.15)  # one picture may be on the edge
+
+
+@RECORDS
+def test_every_door_has_them_without_a_network(record, monkeypatch):
+    monkeypatch.setattr(hub, "fetch_hub", lambda *args, **kwargs: pytest.fail("asked the network"))
+    expected = load_file(folder(record) / "model.safetensors")
+    doors = (
+        timm.create_model(record.arch, pretrained=True),
+        timm.create_model(f"local-dir:{folder(record)}", pretrained=True),
+        torch.hub.load(str(ROOT), record.arch, source="local", pretrained=True),
+        mnv3.load_checkpoint(folder(record)),
+    )
+    for model in doors:
+        assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
+        assert mnv3.class_names(model) == list(record.label_names)
+
+
+def test_predict_needs_neither_model_nor_network(tmp_path, capsys, monkeypatch):
+    from PIL import Image
+
+    monkeypatch.setattr(hub, "fetch_hub", lambda *args, **kwargs: pytest.fail("asked the network"))
+    Image.new("RGB", (64, 48), "blue").save(tmp_path / "photo.png")
+    assert cli.main(["predict", str(tmp_path / "photo.png")]) == 0
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 5
+    assert f"no --model: {cli.DEFAULT_MODEL}" in captured.err
