@@ -287,13 +287,19 @@ class Training:
             return
         weights = {"model": self.raw.state_dict()} | ({"ema": self.ema.module.state_dict()} if self.ema else {})
         scaler = self.accelerator.scaler
-        state = {name: getattr(self, name) for name in ("epoch", "update", "history", "sums", "best", "skipped")}
+        state = {
+            name: getattr(self, name) for name in ("epoch", "update", "history", "sums", "best", "skipped", "world")
+        }
         state |= {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
         state |= {"scaler": scaler.state_dict() if scaler else {}}
         self.files.save(self.epoch * self.updates_per_epoch + self.update, weights, state)
 
     def _restore(self, checkpoint: Path) -> None:
         weights, state = self.files.read(checkpoint)
+        if state["world"] != self.world:
+            raise ValueError(
+                f"{self.files.folder} was trained by {state['world']} processes, not {self.world}: resume so"
+            )
         self.raw.load_state_dict(weights["model"])
         if self.ema:
             self.ema.module.load_state_dict(weights["ema"])

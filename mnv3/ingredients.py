@@ -57,7 +57,7 @@ def best_precision() -> str:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if torch.backends.mps.is_available():
         return "no"
-    return "bf16" if torch.cpu.get_capabilities().get("avx512_bf16") else "no"
+    return "bf16" if getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16") else "no"
 
 
 def model(recipe: Recipe, classes: list[str]) -> nn.Module:

@@ -247,6 +247,14 @@ def test_resume_refuses_another_recipe_and_a_folder_in_use(plain, tmp_path):
         finetune(plain, out=other / "holiday.jpg")
 
 
+def test_resume_refuses_another_number_of_processes(plain, tmp_path):
+    run = finetune(plain, out=tmp_path / "run", epochs=1)
+    state = torch.load(run / "checkpoints" / "last-3" / "state.pt")
+    torch.save(state | {"world": 2}, run / "checkpoints" / "last-3" / "state.pt")
+    with pytest.raises(ValueError, match="was trained by 2 processes, not 1"):
+        finetune(plain, out=run, epochs=1, resume=True)
+
+
 def test_a_damaged_checkpoint_says_so(plain, tmp_path):
     run = finetune(plain, out=tmp_path / "run", epochs=1)
     (run / "checkpoints" / "last-3" / "state.pt").write_bytes(b"no")
