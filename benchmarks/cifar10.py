@@ -2,8 +2,8 @@
 
     python benchmarks/cifar10.py --data DATA [--data-dir FOLDER] [--download]
 
-DATA is cifar10, as torchvision lays it out in --data-dir, or a folder test/<class>/*.png. Prints a Markdown table: top-1
-of one view, and averaged with the mirror image, in per cent; parameters and MACs at 32 px by arithmetic.
+DATA is cifar10, as torchvision lays it out in --data-dir, or a folder test/<class>/*.png. Prints a Markdown table:
+top-1 of one view, and averaged with the mirror image, in per cent; parameters and MACs at 32 px by arithmetic.
 """
 
 import argparse
@@ -21,9 +21,8 @@ def main() -> None:
     parser.add_argument("--download", action="store_true")
     args = parser.parse_args()
     pictures = mnv3.data.load(args.data, "test", data_dir=args.data_dir, download=args.download)
-    print(
-        "| weights | top-1 / % | with its mirror image | parameters / M | MACs / M |\n| --- | ---: | ---: | ---: | ---: |"
-    )
+    print("| weights | top-1 / % | with its mirror image | parameters / M | MACs / M |")
+    print("| --- | ---: | ---: | ---: | ---: |")
     for record in (record for record in CATALOG if record.tag == "cifar10"):
         model = mnv3.create_model(record.name, pretrained=True)
         one, two = (mnv3.evaluate(model, pictures, tta=tta).top1 for tta in ("none", "flip"))
