@@ -12,7 +12,7 @@ from pathlib import Path
 from . import __version__, arch, catalog, cli_train
 from .errors import WeightsError
 
-DEFAULT_MODEL = "mnv3_large_cifar.cifar10"  # its weights ship with mnv3
+DEFAULT_MODEL = "mnv3_small_cifar.cifar10"  # its weights ship with mnv3
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -233,7 +233,6 @@ def test_predict_single_files(run, fails, pictures, net, tmp_path):
 
 
 def test_predict_wrong_usage(run, fails, pictures, net, tmp_path):
-    assert "which model? Give --model" in fails("predict", pictures / "a.png")
     assert f"no pictures in {tmp_path}" in fails("predict", tmp_path, "--checkpoint", net)
     assert "--device nonsense" in fails("predict", pictures / "a.png", "--checkpoint", net, "--device", "nonsense")
     message = f"mnv3: --checkpoint {tmp_path / 'none'}: no such file or folder\n"
