@@ -15,6 +15,7 @@ from .evaluate import evaluate
 from .factory import class_names, create_model, load_checkpoint, transforms
 from .files import save
 from .finetune import finetune
+from .layers import set_bn_eps
 from .model import MobileNetV3
 from .predict import predict
 
@@ -35,6 +36,7 @@ __all__ = [
     "load_checkpoint",
     "predict",
     "save",
+    "set_bn_eps",
     "timm_models",
     "transforms",
 ]

@@ -45,6 +45,7 @@ class Checkpoint:
     top1: float | None = None
     origin: str = "https://github.com/huggingface/pytorch-image-models"
     data: str = "ImageNet-1k val"  # of the accuracy
+    bn_eps: float = 1e-5  # of its training
     label_names: tuple[str, ...] | None = None  # None: those that all weights for this number of classes share
 
     @property
@@ -63,7 +64,8 @@ def _timm(
 def _tf(arch: str, name: str, revision: str | None, top1: float) -> Checkpoint:
     """timm's port of one of TensorFlow's checkpoints."""
     origin = "https://github.com/tensorflow/models/tree/master/research/slim/nets/mobilenet"
-    return _timm(arch, "in1k", name, revision, mean=HALF, std=HALF, interpolation="bilinear", top1=top1, origin=origin)
+    fields = {"mean": HALF, "std": HALF, "interpolation": "bilinear", "bn_eps": 1e-3, "top1": top1, "origin": origin}
+    return _timm(arch, "in1k", name, revision, **fields)
 
 
 def _torchvision(arch: str, tag: str, file: str, sha256: str, top1: float, crop_pct: float = 0.875) -> Checkpoint:
@@ -76,6 +78,7 @@ def _torchvision(arch: str, tag: str, file: str, sha256: str, top1: float, crop_
         interpolation="bilinear",
         crop_pct=crop_pct,
         license="bsd-3-clause",
+        bn_eps=1e-3,
         top1=top1,
         origin="https://github.com/pytorch/vision",
     )

@@ -25,6 +25,7 @@ from . import data, ingredients, progress, visualize
 from .errors import TrainingStopped
 from .evaluate import Metrics, evaluate
 from .files import plain_tensors, read_checkpoint, weights_files, write_atomically
+from .layers import BN_EPS, set_bn_eps
 from .recipe import Recipe, load, make
 from .runs import Run
 
@@ -123,7 +124,7 @@ class Training:
         order, size = self._order(self.epoch)[self.update :], self._size()
         start = time.perf_counter() - self.sums["seconds"]
         for batches in self._batches(order, size):
-            ingredients.train_mode(self.raw, frozen=frozen)
+            ingredients.train_mode(self.raw, freeze_bn=frozen or self.recipe.freeze_bn)
             loss = torch.zeros((), device=device)
             for part, (x, y) in enumerate(batches):
                 last = part == self.recipe.accumulate - 1
@@ -269,6 +270,7 @@ class Training:
         metrics = self._evaluate("test") if "test" in self.pictures else None
         if self.accelerator.is_main_process:
             classes = self.pictures["train"].classes
+            set_bn_eps(self.averaged, BN_EPS)  # which every weights folder has
             for name, content in weights_files(self.averaged, label_names=classes).items():
                 write_atomically(folder / name, content)
             visualize.curves(self.history, folder / "curves.png")

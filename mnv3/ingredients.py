@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from .catalog import split_name
+from .catalog import checkpoints, find, split_name
 from .errors import choices
 from .factory import create_model, load_checkpoint
 from .files import read_family
+from .layers import BN_EPS, set_bn_eps
 from .recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ def model(recipe: Recipe, classes: list[str]) -> nn.Module:
     for module in found.modules():
         if isinstance(module, NORMS):
             module.momentum = recipe.bn_momentum
+    set_bn_eps(found, _bn_eps(recipe))
     cfg = dict(found.pretrained_cfg)
     cfg |= {"input_size": (3, recipe.size, recipe.size), "num_classes": len(classes), "label_names": classes}
     cfg |= {"interpolation": "bilinear", "crop_pct": 1.0, "pool_size": None}
@@ -82,6 +84,15 @@ def model(recipe: Recipe, classes: list[str]) -> nn.Module:
         cfg.pop(key, None)
     found.pretrained_cfg = found.default_cfg = cfg
     return found
+
+
+def _bn_eps(recipe: Recipe) -> float:
+    """The recipe's, or that of the weights that it starts from."""
+    if recipe.bn_eps:
+        return recipe.bn_eps
+    arch, tag = split_name(recipe.model)
+    published = checkpoints(arch) and (recipe.pretrained or recipe.checkpoint)
+    return find(arch, tag).bn_eps if published else BN_EPS
 
 
 def _checkpoint(recipe: Recipe, options: dict[str, Any]) -> nn.Module:
@@ -223,10 +234,10 @@ def clip_adaptively(raw: nn.Module, factor: float) -> None:
     adaptive_clip_grad([p for p in raw.parameters() if p.grad is not None and p not in last], factor)
 
 
-def train_mode(raw: nn.Module, *, frozen: bool) -> None:
-    """Training mode; a frozen backbone's batch norms keep their statistics."""
+def train_mode(raw: nn.Module, *, freeze_bn: bool) -> None:
+    """Training mode, but for batch norms that are to keep their statistics."""
     raw.train()
-    if frozen:
+    if freeze_bn:
         for module in raw.modules():
             if isinstance(module, NORMS):
                 module.eval()

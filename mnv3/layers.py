@@ -63,6 +63,35 @@ class BatchNorm(nn.BatchNorm2d):
         )
 
 
+@torch.no_grad()
+def set_bn_eps(model: nn.Module, eps: float) -> nn.Module:
+    """Give every batch norm another eps and shift its running variance, so that evaluation stays the same.
+
+    Training does not: weights of TensorFlow and torchvision were trained with 1e-3, and have channels of less variance
+    than that, which 1e-5 would blow up. Going back to `BN_EPS` is always possible.
+
+    Args:
+        model: Changed in place, and returned.
+        eps: Above 0.
+
+    Raises:
+        ValueError: `eps` is not above 0, or so large that a variance would have to be negative.
+    """
+    if not eps > 0:
+        raise ValueError(f"eps={eps!r}: expected a number above 0")
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    tracking = [norm for norm in norms if norm.running_var is not None]
+    for norm in tracking:
+        least = (norm.running_var + norm.eps).min().item()
+        if least < 0.999 * eps:  # not for rounding alone
+            raise ValueError(f"eps={eps!r}: a batch norm has a channel of variance + eps {least:.2g}, which is less")
+    for norm in tracking:
+        norm.running_var.add_(norm.eps - eps).clamp_(min=0)
+    for norm in norms:
+        norm.eps = eps
+    return model
+
+
 class ConvNormAct(nn.Module):
     """Convolution without bias, batch norm, activation ('RE', 'HS', or None for a linear layer)."""
 

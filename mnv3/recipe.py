@@ -34,6 +34,8 @@ class Recipe:
     se_order: str = "act-se"  # of mnv3.arch.SE_ORDERS
     drop_rate: float = 0.0  # dropout before the classifier
     drop_path: float = 0.0  # stochastic depth of the last block
+    bn_eps: float | None = None  # in training; None: that of the published weights it starts from, else 1e-5
+    freeze_bn: bool = False  # batch norms keep the statistics that they start with
     bn_momentum: float = 0.1  # PyTorch's: the share of the new batch
 
     # The pictures
@@ -114,7 +116,7 @@ AT_LEAST |= {"workers": 0, "crop": 0, "freeze_epochs": 0, "seed": 0}
 FRACTIONS = ("drop_rate", "drop_path", "val_fraction", "label_smoothing", "ema")  # 0 <= x < 1
 SHARES = ("erase", "teacher_weight")  # 0 <= x <= 1
 NOT_NEGATIVE = ("mixup", "cutmix", "momentum", "weight_decay", "warmup_epochs", "min_lr")
-POSITIVE = ("lr", "clip", "temperature", "layer_decay", "bn_momentum")
+POSITIVE = ("lr", "clip", "temperature", "layer_decay", "bn_momentum", "bn_eps")
 NUMBER = re.compile(r"[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$|[-+]?\.\d+[eE][-+]?\d+$")  # also those YAML 1.1 calls text
 
 BRIEFLY = reprlib.Repr()  # for messages: a few aliases can stand for more values than memory holds

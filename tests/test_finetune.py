@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from conftest import randomize
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
@@ -405,6 +406,61 @@ def test_a_frozen_backbone_keeps_every_bit_and_then_learns(plain, tmp_path):
             assert torch.equal(states[0][key], states[1][key]), key
         if key.endswith(("conv.weight", "running_mean")):
             assert not torch.equal(states[1][key], states[2][key]), key
+
+
+@pytest.mark.parametrize("name", ["tf_mobilenetv3_small_100", "tf_mobilenetv3_large_100"])
+def test_with_its_own_eps_a_model_trains_as_timms_does(name):
+    """The folded eps is exact in evaluation alone; in training, that of the source counts."""
+    theirs = randomize(timm.create_model(name, num_classes=5).double())
+    with torch.no_grad():
+        for module in theirs.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_var.mul_(1e-4)  # where an eps counts
+    ours = mnv3.create_model(name.replace("tf_mobilenetv3", "mnv3").replace("_100", "_tf"), num_classes=5).double()
+    ours.load_state_dict(mnv3.convert_state_dict(theirs.state_dict(), ours))
+    x = 1e-3 * torch.randn(4, 3, 64, 64, dtype=torch.float64)
+    before = ours.eval()(x)
+    mnv3.set_bn_eps(ours, 1e-3)
+    torch.testing.assert_close(ours(x), before, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(ours.train()(x), theirs.train()(x), rtol=1e-9, atol=1e-9)
+    found = mnv3.convert_state_dict(theirs.state_dict(), mnv3.set_bn_eps(ours, 1e-5))
+    torch.testing.assert_close(ours.state_dict(), found, rtol=1e-9, atol=1e-12)
+
+
+def test_eps_that_no_variance_allows():
+    model = mnv3.create_model("mnv3_small_cifar")
+    model.blocks[3].expand.norm.running_var[5] = 1e-4
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"eps=0.001: a batch norm has a channel of variance \+ eps 0.00011"):
+        mnv3.set_bn_eps(model, 1e-3)
+    with pytest.raises(ValueError, match="above 0"):
+        mnv3.set_bn_eps(model, 0)
+    assert same(before, model.state_dict())
+
+
+def test_eps_of_the_weights_that_it_starts_from(plain, tmp_path):
+    def eps(**options):
+        return ingredients._bn_eps(dataclasses.replace(plain, **options))
+
+    assert eps() == eps(model="mnv3_small_tf") == eps(model="mnv3_small", pretrained=True) == 1e-5
+    assert eps(model="mnv3_small_tf", pretrained=True) == eps(model="mnv3_large.tv2_in1k", pretrained=True) == 1e-3
+    assert eps(bn_eps=1e-4) == 1e-4
+    run = finetune(plain, out=tmp_path / "run", bn_eps=1e-3)
+    model = mnv3.load_checkpoint(run)
+    assert {module.eps for module in model.modules() if isinstance(module, nn.BatchNorm2d)} == {1e-5}
+    metrics = json.loads((run / "test.json").read_text())
+    assert mnv3.evaluate(model, mnv3.data.load(plain.data, "test")).loss == pytest.approx(metrics["loss"], abs=1e-5)
+
+
+def test_frozen_batch_norms_keep_their_statistics_and_learn(plain, tmp_path):
+    first = finetune(plain, out=tmp_path / "first")
+    training = trained(plain, tmp_path / "second", checkpoint=str(first), freeze_bn=True)
+    saved = load_file(first / "model.safetensors")
+    for key, value in training.raw.state_dict().items():
+        if "running" in key or "num_batches" in key:
+            assert torch.equal(value, saved[key]), key
+        elif key.endswith("norm.bias"):
+            assert not torch.equal(value, saved[key]), key
 
 
 def test_average_of_parameters_and_buffers(plain):
