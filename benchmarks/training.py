@@ -5,7 +5,7 @@
 CIFAR10 is a folder train/<class>/*.png of 32 px. Both train the same network (strides 1, 2, 1, 2, 2) on batches of 128
 with crop, mirroring, random erasing, label smoothing, clipping, SGD and an average of the weights. timm's model is in
 channels_last, in float32 as its train.py has it by default; its rows with bfloat16 (`--amp --amp-dtype bfloat16`) are
-printed as well. Windows of ten updates run in turn, after a warm-up; printed are the median images a second and the
+printed as well. Windows of five updates run in turn, after a warm-up; printed are the median images a second and the
 median of the ratios of each turn to timm in float32, with the quartiles.
 """
 
@@ -30,7 +30,7 @@ import mnv3
 from mnv3 import recipe
 from mnv3.finetune import Training
 
-WINDOW = 10  # updates
+WINDOW = 5  # updates
 
 
 def timm_model(size: str, classes: int) -> nn.Module:
