@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from . import __version__, arch, catalog, cli_train
-from .errors import WeightsError
+from .errors import TrainingStopped, WeightsError
 
 DEFAULT_MODEL = "mnv3_small_cifar.cifar10"  # its weights ship with mnv3
 
@@ -33,13 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.debug:
             raise
         print(_one_line(_reason(error)), file=sys.stderr)
-        return 1
+        return 130 if getattr(error, "interrupted", False) else 1
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
-    expected = isinstance(error, (ValueError, WeightsError, OSError, ImportError)) and str(error)
+    expected = isinstance(error, (ValueError, WeightsError, TrainingStopped, OSError, ImportError)) and str(error)
     return str(error) if expected else f"{type(error).__name__}: {error}"
 
 

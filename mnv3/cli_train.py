@@ -2,12 +2,10 @@
 
 import argparse
 import logging
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from . import recipe as recipes
-from .errors import TrainingStopped
 
 Command = Callable[..., argparse.ArgumentParser]
 
@@ -70,13 +68,7 @@ def run_finetune(args: argparse.Namespace) -> int:
     from .finetune import finetune
 
     logging.getLogger("mnv3").setLevel(logging.INFO)
-    try:
-        folder = finetune(args.recipe, out=args.out, resume=args.resume, **_overrides(args.set))
-    except TrainingStopped as stopped:
-        if args.debug:
-            raise
-        print(f"mnv3: {stopped}", file=sys.stderr)
-        return 130 if stopped.interrupted else 1
+    folder = finetune(args.recipe, out=args.out, resume=args.resume, **_overrides(args.set))
     if _first_process():
         print(f"wrote {folder}: try `mnv3 predict --checkpoint {folder} PICTURE`")
     return 0
@@ -127,14 +119,7 @@ def run_ablate(args: argparse.Namespace) -> int:
     except ValueError:
         raise ValueError(f"--seeds {args.seeds}: expected whole numbers, such as 0,1,2") from None
     variants = args.variants.split(",") if args.variants else list(VARIANTS)
-    try:
-        table = ablate(args.recipe, out=args.out, seeds=seeds, variants=variants, **_overrides(args.set))
-    except TrainingStopped as stopped:
-        if args.debug:
-            raise
-        print(f"mnv3: {stopped}", file=sys.stderr)
-        return 130 if stopped.interrupted else 1
-    print(table, end="")
+    print(ablate(args.recipe, out=args.out, seeds=seeds, variants=variants, **_overrides(args.set)), end="")
     return 0
 
 

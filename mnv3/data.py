@@ -142,10 +142,7 @@ def _small(files: Sequence[Path]) -> bool:
     """Whether all pictures have one small size; reads their headers until one has another."""
     first = None
     for file in files:
-        try:
-            size = images.size(file)
-        except images.PictureError as error:
-            raise DataError(str(error)) from None
+        size = _read(file, images.size)
         first = first or size
         if size != first or max(size) > HELD_SIDE or len(files) * 3 * size[0] * size[1] > HELD_BYTES:
             return False
@@ -155,18 +152,20 @@ def _small(files: Sequence[Path]) -> bool:
 def _held(files: Sequence[Path]) -> Tensor | Sequence[Path]:
     """Their pixels, or the files themselves where some turn out to lie on their side (EXIF)."""
     with ThreadPoolExecutor(max_workers=2) as pool:  # Pillow decodes outside the interpreter lock
-        try:
-            arrays = list(pool.map(lambda file: np.asarray(images.load(file)), files))
-        except images.PictureError as error:
-            raise DataError(str(error)) from None
+        arrays = list(pool.map(lambda file: np.asarray(_read(file)), files))
     if len({array.shape for array in arrays}) > 1:
         return files
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
 
 
+def seeds(*key: int, count: int = 1) -> list[int]:
+    """Seeds that are a hash of some numbers."""
+    return np.random.SeedSequence(key).generate_state(count).tolist()
+
+
 def seed_all(*key: int) -> None:
-    """Seed torch, NumPy and Python (timm's mixup and erasing draw from these) with a hash of some numbers."""
-    state = int(np.random.SeedSequence(key).generate_state(1)[0])
+    """Seed torch, NumPy and Python (timm's mixup and erasing draw from these) with `seeds`."""
+    (state,) = seeds(*key)
     random.seed(state)
     np.random.seed(state)
     torch.manual_seed(state)
@@ -188,7 +187,7 @@ def order(labels: Tensor, *, batch: int, parts: int, seed: int, epoch: int, bala
     Raises:
         DataError: Some part would have fewer than the two pictures that batch norm needs.
     """
-    generator = torch.Generator().manual_seed(int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0]))
+    generator = torch.Generator().manual_seed(*seeds(seed, epoch))
     if balance:
         weights = 1 / torch.bincount(labels).double()[labels]
         indices = torch.multinomial(weights, len(labels), replacement=True, generator=generator)
@@ -273,9 +272,9 @@ class EvalPictures(torch.utils.data.Dataset):
         return self.transform(Image.fromarray(source.permute(1, 2, 0).numpy()) if held else _read(source))
 
 
-def _read(file: Path) -> Image.Image:
+def _read(file: Path, get: Callable[[Path], Any] = images.load) -> Any:
     try:
-        return images.load(file)
+        return get(file)
     except images.PictureError as error:
         raise DataError(str(error)) from None
 

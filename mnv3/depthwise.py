@@ -18,6 +18,11 @@ CHUNK = 2**20  # elements of x to work on at a time: bounds the memory of the co
 PRODUCT_PIXELS = 32  # largest map for grad_by_product, whose work and memory grow with the square of it
 
 
+def in_graph() -> bool:
+    """True while a graph is being recorded (trace, export, compile) that should show the plain operators."""
+    return torch.jit.is_tracing() or torch.compiler.is_compiling()
+
+
 def stock_grads(grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int], mask: list[bool]):
     """PyTorch's own gradients for (x, weight, bias), those that `mask` asks for."""
     none = None, stride, padding, [1, 1], False, [0, 0]  # bias, dilation 1, not transposed
@@ -138,8 +143,7 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, stride: int) -> Tensor:
 
     Graphs being recorded (trace, export, compile) show F.conv2d; GPUs and types but float32 and bfloat16 get it too.
     """
-    recorded = torch.jit.is_tracing() or torch.compiler.is_compiling()
-    if recorded or not (torch.is_grad_enabled() and weight.requires_grad and X86 and x.device.type == "cpu"):
+    if in_graph() or not (torch.is_grad_enabled() and weight.requires_grad and X86 and x.device.type == "cpu"):
         return DepthwiseFunction.forward(x, weight, stride)
     if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:
         x, weight = (tensor.to(torch.get_autocast_dtype("cpu")) for tensor in (x, weight))

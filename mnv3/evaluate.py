@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .data import DataError, EvalPictures, Pictures, files_loader
 from .factory import class_names, transforms
 from .files import write_atomically
+from .layers import evaluating
 
 TTA = ("none", "flip")
 
@@ -68,19 +69,13 @@ def evaluate(
     parameter = next(model.parameters())
     confusion = torch.zeros(classes, classes, dtype=torch.long)
     sums = torch.zeros(2, dtype=torch.float64)  # loss, pictures with their class in the top 5
-    modes = [(module, module.training) for module in model.modules()]  # a frozen batch norm has its own
-    model.eval()
-    try:
-        with torch.inference_mode():
-            for batch, x in zip(batches, _inputs(model, pictures, batches, workers), strict=True):
-                y = labels[batch]
-                logits = _logits(model, x.to(parameter), tta).float().cpu()
-                sums[0] += F.cross_entropy(logits.double(), y, reduction="sum")
-                sums[1] += (logits.topk(min(5, classes)).indices == y[:, None]).sum()
-                confusion += torch.bincount(y * classes + logits.argmax(1), minlength=classes**2).view_as(confusion)
-    finally:
-        for module, training in modes:
-            module.training = training
+    with evaluating(model):
+        for batch, x in zip(batches, _inputs(model, pictures, batches, workers), strict=True):
+            y = labels[batch]
+            logits = _logits(model, x.to(parameter), tta).float().cpu()
+            sums[0] += F.cross_entropy(logits.double(), y, reduction="sum")
+            sums[1] += (logits.topk(min(5, classes)).indices == y[:, None]).sum()
+            confusion += torch.bincount(y * classes + logits.argmax(1), minlength=classes**2).view_as(confusion)
     if world > 1:
         confusion, sums = (accelerator.reduce(t.to(accelerator.device)).cpu() for t in (confusion, sums))
     hits, counts = confusion.diag().tolist(), confusion.sum(1).tolist()

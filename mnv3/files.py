@@ -226,14 +226,14 @@ def save(model: nn.Module, folder: str | os.PathLike, *, exist_ok: bool = False,
     """
     folder = Path(folder).resolve()
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
-    _build_args(model)  # before anything is written
+    contents = weights_files(model, **config)  # before anything is written
     _check_replaceable(folder, exist_ok)
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         new = draft / "new"
         new.mkdir()
-        for name, content in weights_files(model, **config).items():
+        for name, content in contents.items():
             (new / name).write_bytes(content)
         if folder.exists():
             folder.replace(draft / "old")

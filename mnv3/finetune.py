@@ -71,7 +71,8 @@ class Training:
         self.pictures = data.splits(recipe)
         labels = self.pictures["train"].labels
         self.parts = recipe.accumulate * self.world
-        self.updates_per_epoch = len(self._order(0))
+        self.updates_per_epoch, *shape = self._order(0).shape
+        self.pictures_per_update = math.prod(shape)
         data.seed_all(recipe.seed)
         self.raw = ingredients.model(recipe, self.pictures["train"].classes).to(self.accelerator.device)
         if self.rank == 0:
@@ -222,8 +223,7 @@ class Training:
     def _keys(self, update: int, part: int, row: Tensor) -> list[tuple[int, int]]:
         """Indices with a seed for each picture's own draws in a worker."""
         place = (self.recipe.seed, self.epoch, update, part, self.rank)
-        seeds = data.np.random.SeedSequence(place).generate_state(len(row))
-        return list(zip(row.tolist(), seeds.tolist(), strict=True))
+        return list(zip(row.tolist(), data.seeds(*place, count=len(row)), strict=True))
 
     # Between epochs
 
@@ -242,7 +242,7 @@ class Training:
             "lr": self.scheduler.lr,
             "train_loss": self.sums["loss"] / count,
             "grad_norm": self.sums["grad_norm"] / count,
-            "images_per_s": round(self._order(self.epoch).numel() / seconds, 1),
+            "images_per_s": round(count * self.pictures_per_update / seconds, 1),
             "seconds": round(seconds, 2),
         }
         if "val" in self.pictures:
@@ -343,7 +343,7 @@ class Training:
                 signal.signal(number, handler)
 
     def _status(self) -> dict[str, str]:
-        pictures = self.update * self.recipe.batch_size * self.parts
+        pictures = self.update * self.pictures_per_update
         return {
             "loss": f"{self.sums['loss'] / self.update:.3f}",
             "lr": f"{self.scheduler.lr:.2g}",

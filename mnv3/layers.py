@@ -4,20 +4,18 @@ Shapes are (B, C, H, W) throughout. Every layer can be scripted, traced, exporte
 computes something in a faster way than the exported graph should show, the two are equal to rounding.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
 from .arch import Bneck, se_before_act
-from .depthwise import DepthwiseConv2d
+from .depthwise import DepthwiseConv2d, in_graph
 
 BN_EPS = 1e-5  # for all weights: convert.py folds another source's eps into the running variance
-
-
-def in_graph() -> bool:
-    """True while a graph is being recorded (trace, export, compile) that should show the plain operators."""
-    return torch.jit.is_tracing() or torch.compiler.is_compiling()
 
 
 class Hardswish(nn.Hardswish):
@@ -61,6 +59,19 @@ class BatchNorm(nn.BatchNorm2d):
             self.eps,
             True,  # may use cuDNN
         )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation, without gradients; afterwards every module has its mode again."""
+    modes = [(module, module.training) for module in model.modules()]  # a frozen batch norm has its own
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from .arch import LARGE, SE_ORDERS, Arch, as_arch, scale, taps, without_hs, without_se
+from .depthwise import in_graph
 from .errors import choices
 from .layers import ACTIVATION, Bottleneck, ConvNormAct, PooledConv
 
@@ -34,7 +35,7 @@ def prepare_input(x: Tensor, in_chans: int, stride: int, batch_stats: bool, layo
     Raises:
         ValueError: `x` is not a batch of pictures that the model can take.
     """
-    if torch.jit.is_tracing() or torch.compiler.is_compiling():
+    if in_graph():
         return x
     shape = tuple(x.shape)
     if len(shape) != 4 or shape[1] != in_chans or 0 in shape[2:]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from . import images
 from .factory import class_names, transforms
+from .layers import evaluating
 
 
 class Prediction(NamedTuple):
@@ -75,12 +76,6 @@ def _load(path: Path, transform: Callable) -> Tensor | str:
 
 def _classify(model: nn.Module, x: Tensor, topk: int) -> list[list[tuple[float, int]]]:
     parameter = next(model.parameters())
-    modes = [(module, module.training) for module in model.modules()]  # a frozen batch norm has its own
-    model.eval()
-    try:
-        with torch.inference_mode():
-            probs, indices = model(x.to(parameter)).float().softmax(1).topk(topk)
-    finally:
-        for module, training in modes:
-            module.training = training
+    with evaluating(model):
+        probs, indices = model(x.to(parameter)).float().softmax(1).topk(topk)
     return [list(zip(p, i, strict=True)) for p, i in zip(probs.tolist(), indices.tolist(), strict=True)]
