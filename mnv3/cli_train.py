@@ -69,7 +69,7 @@ def run_finetune(args: argparse.Namespace) -> int:
 
     logging.getLogger("mnv3").setLevel(logging.INFO)
     folder = finetune(args.recipe, out=args.out, resume=args.resume, **_overrides(args.set))
-    if _first_process():
+    if _leave_together():
         print(f"wrote {folder}: try `mnv3 predict --checkpoint {folder} PICTURE`")
     return 0
 
@@ -96,7 +96,7 @@ def run_eval(args: argparse.Namespace) -> int:
         workers=args.workers,
         accelerator=accelerator,
     )
-    if not accelerator.is_main_process:
+    if not _leave_together():
         return 0
     if args.json:
         metrics.save(args.json)
@@ -123,7 +123,12 @@ def run_ablate(args: argparse.Namespace) -> int:
     return 0
 
 
-def _first_process() -> bool:
+def _leave_together() -> bool:
+    """Whether this is the first of the processes. Gloo aborts in one that still runs when another has gone."""
+    import torch.distributed
     from accelerate import PartialState
 
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
     return PartialState().is_main_process

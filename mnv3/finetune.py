@@ -197,8 +197,9 @@ class Training:
 
     def _size(self) -> int:
         sizes = self.recipe.sizes or (self.recipe.size,)
-        left = self.recipe.epochs - 1 - self.epoch
-        return sizes[len(sizes) - 1 - left * len(sizes) // self.recipe.epochs]
+        start, length = self.recipe.cycle(self.epoch)
+        left = start + length - 1 - self.epoch
+        return sizes[len(sizes) - 1 - left * len(sizes) // length]
 
     def _batches(self, order: Tensor, size: int) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
         """For each update, this process's batches of it: pictures (B, 3, size, size) and labels (B,)."""

@@ -181,7 +181,10 @@ class Schedule:
             optimizer,
             sched="cosine" if recipe.schedule == "cosine" else "step",
             decay_epochs=recipe.epochs + 1,  # a constant rate: never a step
-            num_epochs=recipe.epochs,
+            num_epochs=recipe.cycle(0)[1],
+            cycle_mul=2,
+            cycle_decay=0.5,
+            cycle_limit=recipe.cycles,
             warmup_epochs=recipe.warmup_epochs,
             warmup_lr=recipe.min_lr,
             min_lr=recipe.min_lr,

@@ -48,7 +48,7 @@ class Recipe:
 
     # What is done to them
     size: int = 32  # of the model's input
-    sizes: tuple[int, ...] = ()  # progressive resizing: sizes of equal shares of the training, the last is `size`
+    sizes: tuple[int, ...] = ()  # progressive resizing: sizes of equal shares of a cycle, the last is `size`
     mean: tuple[float, ...] | None = None  # None: of the weights it starts from
     std: tuple[float, ...] | None = None
     crop: int = 4  # small pictures: random shift by up to this many of their pixels
@@ -66,9 +66,10 @@ class Recipe:
     weight_decay: float = 5e-4  # not on biases and norms
     layer_decay: float | None = None  # the learning rate of a layer over that of the next
     schedule: str = "cosine"  # cosine, onecycle, constant
+    cycles: int = 1  # cosine: restarts (Loshchilov & Hutter 2017), each with half the rate and twice the epochs
     warmup_epochs: float = 0.0
     min_lr: float = 0.0
-    epochs: int = 10
+    epochs: int = 10  # of all cycles
     batch_size: int = 128  # of one step of one process
     accumulate: int = 1  # steps that share an update
     clip: float | None = None  # largest norm of the gradient, or AGC's factor
@@ -92,6 +93,13 @@ class Recipe:
     def __post_init__(self) -> None:
         _check(self)
 
+    def cycle(self, epoch: int) -> tuple[int, int]:
+        """The first epoch of the cycle that `epoch` (from 0) lies in, and how many it has."""
+        start, length = 0, self.epochs // (2**self.cycles - 1)
+        while epoch >= start + length:
+            start, length = start + length, 2 * length
+        return start, length
+
     def to_yaml(self) -> str:
         """As a recipe file, all keys given."""
         values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
@@ -111,7 +119,7 @@ ONE_OF = {
     "clip_mode": ("norm", "agc"),
     "precision": ("auto", "no", "bf16", "fp16"),
 }
-AT_LEAST = {"epochs": 1, "batch_size": 1, "accumulate": 1, "size": 1}
+AT_LEAST = {"epochs": 1, "cycles": 1, "batch_size": 1, "accumulate": 1, "size": 1}
 AT_LEAST |= {"workers": 0, "crop": 0, "freeze_epochs": 0, "seed": 0}
 FRACTIONS = ("drop_rate", "drop_path", "val_fraction", "label_smoothing", "ema")  # 0 <= x < 1
 SHARES = ("erase", "teacher_weight")  # 0 <= x <= 1
@@ -158,8 +166,14 @@ def _check(recipe: Recipe) -> None:
         fail("std", "expected three numbers above 0")
     if not (len(recipe.scale) == 2 and 0 < recipe.scale[0] <= recipe.scale[1] <= 1):
         fail("scale", "expected the least and the largest share, as in [0.35, 1.0]")
-    if recipe.warmup_epochs >= recipe.epochs and recipe.warmup_epochs:
-        fail("warmup_epochs", f"expected fewer than epochs ({recipe.epochs})")
+    if recipe.cycles > 1 and recipe.schedule != "cosine":
+        fail("cycles", f"schedule: {recipe.schedule} has no restarts")
+    if recipe.cycles > 10:
+        fail("cycles", "expected at most 10")
+    if recipe.epochs % (parts := 2**recipe.cycles - 1):
+        fail("cycles", f"expected epochs ({recipe.epochs}) to be a multiple of {parts} (1 + 2 + ...)")
+    if recipe.warmup_epochs >= (first := recipe.cycle(0)[1]) and recipe.warmup_epochs:
+        fail("warmup_epochs", f"expected fewer than epochs ({first}{' of the first cycle' * (recipe.cycles > 1)})")
     if recipe.pretrained and recipe.checkpoint:
         raise ValueError("pretrained and checkpoint both say where to start: give one")
 

@@ -388,6 +388,18 @@ def test_schedules(plain):
     assert set(warm[3:]) == {0.05}
 
 
+@pytest.mark.filterwarnings("ignore:Detected call of")
+def test_cycles(plain, tmp_path):
+    """Restarts from half the rate, for twice as long; sizes grow in each. The first cycle is a training of its own."""
+    rates = trained_rates(plain, epochs=14, cycles=3)
+    assert [rates[3 * epoch] for epoch in (0, 2, 6)] == pytest.approx([0.05, 0.025, 0.0125])
+    assert [epoch for epoch in range(1, 14) if rates[3 * epoch] > rates[3 * epoch - 1]] == [2, 6]
+    assert rates[-1] == pytest.approx(0, abs=1e-12)
+    assert rates[:6] == pytest.approx(trained_rates(plain, epochs=2)[:6])
+    training = trained(plain, tmp_path, epochs=6, cycles=2, sizes=(8, plain.size))
+    assert [line["size"] for line in training.history] == [8, plain.size, 8, 8, plain.size, plain.size]
+
+
 def test_a_frozen_backbone_keeps_every_bit_and_then_learns(plain, tmp_path):
     training = Training(dataclasses.replace(plain, epochs=2, freeze_epochs=1), tmp_path / "run")
     states = [{key: value.clone() for key, value in training.raw.state_dict().items()}]
@@ -649,6 +661,8 @@ order = [training._order(epoch)[:, training.rank :: training.world].flatten().to
 training.run()
 state = {"order": order, "raw": training.raw.state_dict(), "ema": training.ema.module.state_dict()}
 torch.save(state, f"{folder}/{training.rank}.pt")
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
 """
 
 

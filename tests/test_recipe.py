@@ -208,6 +208,9 @@ RANGES = [
     ("scale", [0.5, 1.5]),
     ("scale", [0.8, 0.2]),
     ("warmup_epochs", 10),
+    ("cycles", 0),
+    ("cycles", 2),
+    ("cycles", 10**4),
 ]
 
 
