@@ -203,6 +203,7 @@ CATALOG: tuple[Checkpoint, ...] = (
     _tf("mnv3_small_075_tf", "tf_mobilenetv3_small_075", None, 65.732),
     _tf("mnv3_large_minimal_tf", "tf_mobilenetv3_large_minimal_100", None, 72.270),
     _tf("mnv3_small_minimal_tf", "tf_mobilenetv3_small_minimal_100", None, 62.894),
+    _cifar10("mnv3_large_cifar", "6a924f949976a8602852731c7b1a3a788e9de3d2faed8b5c90157ff4bdcf1566", 94.03),
     _cifar10("mnv3_small_cifar", "cfb82951b92b1e54e67a919b2a027617fcd7ea16f7bc1007f5d45413c53b1d79", 91.85),
 )
 
