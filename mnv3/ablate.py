@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import statistics
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from .arch import count_macs, count_params
+from .deploy.timing import interleaved
 from .errors import choices
 from .factory import load_checkpoint
 from .files import write_atomically
@@ -26,7 +26,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "both": {},
     "se-first": {"se_order": "se-act"},  # both, the squeeze-and-excite before the activation
 }
-ROUNDS = 100  # of the latency, one picture of each variant in turn
 
 
 def ablate(
@@ -74,7 +73,7 @@ def ablate(
             accuracy[variant].append(json.loads((folder / "test.json").read_text())["top1"])
     models = {variant: load_checkpoint(out / f"{variant}-seed{seeds[0]}") for variant in variants}
     size = next(iter(models.values())).pretrained_cfg["input_size"][-1]
-    latency = _latency(models, size)
+    times = interleaved({name: model.eval() for name, model in models.items()}, torch.zeros(1, 3, size, size))
     rows = []
     for variant, model in models.items():
         row = {"variant": variant, "seeds": list(seeds), "top1": accuracy[variant]}
@@ -83,7 +82,7 @@ def ablate(
         row |= {"params": count_params(model.arch, num_classes=model.num_classes)}
         row |= {
             "macs": count_macs(model.arch, size=size, num_classes=model.num_classes),
-            "latency_ms": latency[variant],
+            "latency_ms": statistics.median(times[variant]),
         }
         rows.append(row)
     text = _table(rows, size)
@@ -101,17 +100,3 @@ def _table(rows: list[dict[str, Any]], size: int) -> str:
         numbers = f"{row['params'] / 1e6:.3f} | {row['macs'] / 1e6:.2f} | {row['latency_ms']:.2f}"
         lines.append(f"| {row['variant']} | {row['mean']:.2f}{spread} | {numbers} |")
     return "\n".join(lines) + "\n"
-
-
-def _latency(models: dict[str, torch.nn.Module], size: int) -> dict[str, float]:
-    """Median time of a forward pass of one picture, in ms; the models take turns."""
-    x = torch.zeros(1, 3, size, size)
-    times: dict[str, list[float]] = {name: [] for name in models}
-    with torch.inference_mode():
-        for turn in range(ROUNDS + 10):
-            for name, model in models.items():
-                start = time.perf_counter()
-                model.eval()(x)
-                if turn >= 10:  # after a warm-up
-                    times[name].append(1000 * (time.perf_counter() - start))
-    return {name: statistics.median(found) for name, found in times.items()}

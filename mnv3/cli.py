@@ -9,8 +9,8 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from . import __version__, arch, catalog, cli_train
-from .errors import TrainingStopped, WeightsError
+from . import __version__, arch, catalog, cli_deploy, cli_train
+from .errors import ExportError, TrainingStopped, WeightsError
 
 DEFAULT_MODEL = "mnv3_small_cifar.cifar10"  # its weights ship with mnv3
 
@@ -39,8 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
-    expected = isinstance(error, (ValueError, WeightsError, TrainingStopped, OSError, ImportError)) and str(error)
-    return str(error) if expected else f"{type(error).__name__}: {error}"
+    expected = (ValueError, WeightsError, ExportError, TrainingStopped, OSError, ImportError)
+    return str(error) if isinstance(error, expected) and str(error) else f"{type(error).__name__}: {error}"
 
 
 def _one_line(message: str) -> str:
@@ -88,7 +88,10 @@ def _parser() -> argparse.ArgumentParser:
         help=f"a name of `mnv3 list --pretrained`; without a tag, the first of the model ({DEFAULT_MODEL})",
     )
     sub.add_argument(
-        "--checkpoint", metavar="FILE|FOLDER", type=Path, help="your own weights; a single file needs --model too"
+        "--checkpoint",
+        metavar="FILE|FOLDER",
+        type=Path,
+        help="your own weights, where a single file needs --model too, or an exported file",
     )
     sub.add_argument("--topk", type=_positive, default=5, metavar="K", help="classes per picture (5)")
     sub.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="pictures at a time (32)")
@@ -115,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--ema", action=argparse.BooleanOptionalAction, help="averaged weights, or not (if there are any)")
     sub.add_argument("--force", action="store_true", help="replace OUT if it is a weights folder")
     cli_train.add_commands(command, _positive)
+    cli_deploy.add_commands(command, _positive)
     return parser
 
 
@@ -211,6 +215,7 @@ def predict(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from . import images
+    from .deploy import runtime
     from .factory import create_model, load_checkpoint
     from .predict import predict as predict_files
 
@@ -220,9 +225,12 @@ def predict(args: argparse.Namespace) -> int:
     if args.checkpoint:
         if not args.checkpoint.exists():
             raise ValueError(f"--checkpoint {args.checkpoint}: no such file or folder")
-        if not args.checkpoint.is_dir() and not args.model:
+        exported = runtime.format_of(args.checkpoint)
+        if not exported and not args.checkpoint.is_dir() and not args.model:
             raise ValueError(f"{args.checkpoint}: a single file does not say which model it is for: give --model ARCH")
-        model = load_checkpoint(args.checkpoint, model=args.model)
+        if exported and (args.model or args.device != "cpu"):
+            raise ValueError(f"{args.checkpoint}: an exported file says which model it is, and runs on the CPU")
+        model = runtime.load(args.checkpoint) if exported else load_checkpoint(args.checkpoint, model=args.model)
     elif args.model:
         name, _ = catalog.split_name(args.model)
         if not catalog.checkpoints(name):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from . import recipe as recipes
+from .cli_deploy import MODEL_HELP, model_of
 
 Command = Callable[..., argparse.ArgumentParser]
 
@@ -21,7 +22,7 @@ def add_commands(command: Command, positive: Callable[[str], int]) -> None:
     sub.add_argument("--resume", action="store_true", help="go on where the run in this folder stopped")
 
     sub = command("eval", run_eval, "Measure a model's accuracy on pictures with classes.")
-    sub.add_argument("model", metavar="ARCH[.TAG]|FOLDER|FILE", help="a name of `mnv3 list --pretrained`, or weights")
+    sub.add_argument("model", metavar="ARCH[.TAG]|FOLDER|FILE", help=MODEL_HELP)
     sub.add_argument("--data", required=True, metavar="DATA", help="cifar10, cifar100, or a folder SPLIT/<class>/*")
     sub.add_argument("--split", default="test", choices=("test", "val", "train"), help="which pictures of it (test)")
     sub.add_argument("--data-dir", default="data", metavar="FOLDER", help="where torchvision's CIFAR lies (data)")
@@ -78,15 +79,11 @@ def run_eval(args: argparse.Namespace) -> int:
     """`mnv3 eval MODEL --data DATA`."""
     from . import data
     from .evaluate import evaluate
-    from .factory import create_model, load_checkpoint
     from .ingredients import process_group
     from .visualize import confusion
 
     pictures = data.load(args.data, args.split, data_dir=args.data_dir, download=args.download)
-    if Path(args.model).exists():
-        model = load_checkpoint(args.model, model=args.arch)
-    else:
-        model = create_model(args.model, pretrained=True)
+    model = model_of(args.model, args.arch)
     accelerator = process_group()
     metrics = evaluate(
         model.to(accelerator.device),

@@ -19,6 +19,10 @@ class TrainingStopped(RuntimeError):
         self.interrupted = interrupted
 
 
+class ExportError(RuntimeError):
+    """A model could not be written for another runtime, or gives something else there; nothing was left behind."""
+
+
 def choices(given: str, allowed: Iterable[str], *, limit: int = 20) -> str:
     """Near misses of `given` first, then the allowed names, as the tail of an error message."""
     allowed = list(allowed)

@@ -31,12 +31,15 @@ ACTIVATION = {"RE": nn.ReLU, "HS": Hardswish}
 class Conv2dSame(nn.Conv2d):
     """A convolution of stride 2 with TensorFlow's 'SAME' padding: k // 2 pixels, but one fewer before an even side."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def pad(self, x: Tensor) -> Tensor:
+        """The zeros around `x` alone."""
         height, width, half = x.shape[-2], x.shape[-1], self.kernel_size[0] // 2
         # n % 2, in the form that lets torch.export see the output size: (n + 1) // 2
         odd_height, odd_width = (height + 1) // 2 * 2 - height, (width + 1) // 2 * 2 - width
-        x = F.pad(x, [half - 1 + odd_width, half, half - 1 + odd_height, half])
-        return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+        return F.pad(x, [half - 1 + odd_width, half, half - 1 + odd_height, half])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(self.pad(x), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
 class BatchNorm(nn.BatchNorm2d):

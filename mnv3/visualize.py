@@ -24,6 +24,22 @@ def curves(history: Sequence[dict[str, Any]], path: Path) -> None:
     _write(figure, path)
 
 
+def bars(rows: Sequence[tuple[str, dict[str, float]]], label: str, path: Path) -> None:
+    """A group of horizontal bars for each row (its name, and values by name), as a PNG."""
+    figure, (axis,) = _figure(1, width=8)
+    names = list(dict.fromkeys(name for _, values in rows for name in values))
+    height = 0.8 / len(names)
+    for i, name in enumerate(names):
+        places = [place + i * height for place, (_, values) in enumerate(rows) if name in values]
+        axis.barh(places, [values[name] for _, values in rows if name in values], height, label=name)
+    axis.set_yticks([place + 0.4 - height / 2 for place in range(len(rows))], [name for name, _ in rows])
+    axis.invert_yaxis()
+    axis.set(xlabel=label)
+    axis.grid(axis="x", alpha=0.3)
+    axis.legend(fontsize=8)
+    _write(figure, path)
+
+
 def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], path: Path) -> None:
     """A confusion matrix [true][predicted] in per cent of each true class, as a PNG."""
     counts = np.array(matrix, dtype=float)

@@ -18,14 +18,21 @@ FLOORS = [
     {"catalog"},
     {"depthwise", "images"},
     {"layers", "data"},
-    {"convert", "model", "deploy.fuse"},
-    {"files", "deploy"},
+    {"convert", "model", "deploy.fuse", "deploy.formats"},
+    {"files"},
     {"hub"},
     {"timm_models"},
     {"factory"},
-    {"predict", "evaluate", "ingredients", "progress", "runs", "visualize"},
+    {"predict", "evaluate", "ingredients", "progress", "runs", "visualize", "deploy.int8"},
+    {"deploy.runtime", "deploy.timing", "deploy.onednn"},
+    {"deploy.verify"},
+    {"deploy.export"},
+    {"deploy.quantize", "deploy.optimize"},
+    {"deploy"},
+    {"bench"},
     {"finetune"},
     {"ablate"},
+    {"cli_deploy"},
     {"cli_train"},
     {"cli", "__init__"},
     {"__main__"},
@@ -154,7 +161,8 @@ def test_wheel(tmp_path):
     requires = re.findall(r"^Requires-Dist: ([\w-]+)(?![^\n]*extra)", metadata, re.MULTILINE)
     assert sorted(requires) == ["huggingface_hub", "safetensors", "timm", "torch"]
     extras = set(re.findall(r"^Provides-Extra: (\w+)", metadata, re.MULTILINE))
-    assert extras == {"test", "finetune", "deploy", "viz", "convert", "all"}
+    runtimes = {"deploy", "executorch", "litert", "ncnn", "coreml"}
+    assert extras == {"test", "finetune", "viz", "convert", "all"} | runtimes
     code = "import mnv3.cli, sys; sys.exit(mnv3.cli.main(['list', '--json']))"
     result = python(code, tmp_path, path=tmp_path / "site")
     assert len(result.stdout.splitlines()) > 15, result.stderr

@@ -1,0 +1,270 @@
+"""Write a model for another runtime, and prove on pictures that it gives the same there."""
+
+import copy
+import hashlib
+import importlib.metadata
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import __version__
+from ..errors import ExportError, choices
+from ..factory import class_names
+from ..files import plain_tensors
+from ..model import MobileNetV3
+from . import runtime
+from .formats import FORMATS, Format, Graph
+from .fuse import fuse
+from .runtime import quiet
+from .verify import compare, inputs, mean_std
+
+DYNAMIC = ("batch", "size")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written, and how far it is from the model."""
+
+    file: Path
+    format: str
+    bytes: int  # of all its files
+    pictures: int
+    difference: float | None  # largest, of the logits; None where the format cannot be run here
+    largest: float  # logit of the model
+    agreement: float | None  # per cent of the pictures whose most likely class is the same
+
+    def __str__(self) -> str:
+        size = f"{self.file}: {self.bytes / 1e6:.2f} MB"
+        if self.difference is None:
+            return f"{size}, not run: {self.format} runs only on a Mac or an iPhone"
+        return (
+            f"{size}; on {self.pictures} pictures the logits differ by at most {self.difference:.1e} "
+            f"(of {self.largest:.3g}), top-1 agrees on {self.agreement:.4g} %"
+        )
+
+
+def export(
+    model: nn.Module,
+    file: str | os.PathLike,
+    *,
+    to: str,
+    size: int | None = None,
+    batch: int = 1,
+    dynamic: Iterable[str] = (),
+    normalize: bool = False,
+    softmax: bool = False,
+    half: bool = False,
+    pictures: str | os.PathLike | Iterable[str | os.PathLike] | None = None,
+    exist_ok: bool = False,
+) -> Report:
+    """Write `model` as a file of another runtime. It appears only after it ran there and gave the model's logits.
+
+    Batch norm is folded, dropout is off. The classes, the preprocessing, the SHA-256 of the weights and the versions
+    of what wrote it are in the file, or in FILE.json where its format has no place for them.
+
+    Args:
+        model: A model of this package, on any device; it stays as it is.
+        file: Where; its ending is the format's.
+        to: One of `FORMATS`.
+        size: Side of the pictures, in pixels; by default that of the weights.
+        batch: Pictures at a time, unless that is dynamic.
+        dynamic: 'batch', 'size' or both: what may be another in every call.
+        normalize: Put the mean and the standard deviation into the graph, which then takes bytes (uint8, 0 to 255;
+            ncnn and Core ML take them as float32).
+        softmax: Give probabilities in place of logits.
+        half: Store the weights as float16, which halves the file; float32 is what they are computed in, unless the
+            runtime (ncnn, Core ML) does otherwise.
+        pictures: Files or folders of pictures to check by; by default some are drawn.
+        exist_ok: Replace what is there.
+
+    Raises:
+        ValueError: The format cannot do this, or the model cannot take this size.
+        ImportError: The format's packages are missing; the message says how to get them.
+        FileExistsError: `file` exists, and `exist_ok` is False.
+        ExportError: The exporter failed, or its file gives other logits.
+    """
+    entry, file, dynamic = format_named(to), Path(file), tuple(dynamic)
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wrapped
+    check_model(model, to, entry, file)
+    _check_options(to, entry, batch, dynamic, half)
+    check_new(file, exist_ok=exist_ok)
+    size = side(model, size)
+    with quiet():
+        runtime.require(to)
+    options = {"normalize": normalize, "softmax": softmax}
+    whole = deployable(model, **options)
+    metadata = describe(model, to=to, size=size, batch=batch, dynamic=dynamic, half=half, **options)
+    example = torch.zeros(batch, *metadata["input_size"], dtype=getattr(torch, metadata["input_type"]))
+    graph = Graph(whole, example, dynamic, half, metadata)
+    x = inputs(model, size, pictures, normalize=normalize)
+    with draft(file) as new:
+        with quiet(), failed(to):
+            entry.write(graph, new)
+        written = sum(path.stat().st_size for path in new.parent.rglob("*") if path.is_file())
+        tolerance = entry.half_tolerance if half else entry.tolerance
+        with failed(to):
+            checked = (None, 0.0, None) if to == "coreml" else compare(model, new, x, metadata, tolerance)
+    return Report(file, to, written, len(x), *checked)
+
+
+def deployable(model: nn.Module, *, normalize: bool = False, softmax: bool = False) -> nn.Module:
+    """A float32 copy on the CPU as exporters want it: in eval mode, batch norm folded, nothing in place."""
+    fused = fuse(copy.deepcopy(getattr(model, "_orig_mod", model)).cpu().float().eval())  # not torch.compile's
+    for module in fused.modules():
+        if hasattr(module, "inplace"):
+            module.inplace = False
+    # torch.export stores the whole tensor that a parameter is a view of; some exporters refuse channels_last
+    for parameter in fused.parameters():
+        parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+        parameter.requires_grad_(False)
+    return Whole(fused, softmax, normalize).eval() if normalize or softmax else fused
+
+
+class Whole(nn.Module):
+    """A model with the normalisation before it or the softmax after it."""
+
+    def __init__(self, model: nn.Module, softmax: bool, normalize: bool) -> None:
+        super().__init__()
+        self.model, self.softmax, self.normalize = model, softmax, normalize
+        mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in mean_std(model))
+        self.register_buffer("scale", 1 / (255 * std))
+        self.register_buffer("shift", -mean / std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.normalize:
+            x = x.float() * self.scale + self.shift
+        x = self.model(x)
+        return x.softmax(1) if self.softmax else x
+
+
+def describe(
+    model: nn.Module,
+    *,
+    to: str,
+    size: int,
+    batch: int = 1,
+    dynamic: tuple[str, ...] = (),
+    normalize: bool = False,
+    softmax: bool = False,
+    **more: Any,
+) -> dict[str, Any]:
+    """What a file says of itself: all that is needed to use it, and where it came from."""
+    from safetensors.torch import save as as_bytes
+
+    cfg = model.pretrained_cfg
+    packages = ("torch", "timm", *FORMATS[to].modules)
+    known = importlib.metadata.packages_distributions()  # reads all of them
+    versions = {name: importlib.metadata.version(known.get(name, [name])[0]) for name in packages}
+    versions = {"mnv3": __version__} | versions
+    return {
+        "format": to,
+        "architecture": cfg["architecture"],
+        "tag": cfg.get("tag"),
+        "source": cfg.get("hf_hub_id") or cfg.get("url") or Path(cfg.get("file") or "").name or None,
+        "license": cfg.get("license"),
+        "sha256": hashlib.sha256(as_bytes(plain_tensors(model.state_dict()))).hexdigest(),  # as mnv3.save writes them
+        "num_classes": model.num_classes,
+        "label_names": class_names(model),
+        "input_size": [model.in_chans, size, size],
+        "input_type": "uint8" if normalize and FORMATS[to].takes_bytes else "float32",
+        "layout": FORMATS[to].layout,
+        "stride": model.stride,
+        "batch": batch,
+        "dynamic": list(dynamic),
+        "normalize": normalize,
+        "softmax": softmax,
+        **dict(zip(("mean", "std"), mean_std(model), strict=True)),
+        **{key: cfg[key] for key in ("interpolation", "crop_pct", "crop_mode")},
+        **more,
+        "versions": versions,
+    }
+
+
+def check_new(file: Path, *, exist_ok: bool) -> None:
+    """Raise unless `file` may be written."""
+    if file.exists() and not exist_ok:
+        raise FileExistsError(f"{file} exists: choose another name, or replace it (exist_ok=True, --force)")
+    if file.is_dir() and file.suffix != ".mlpackage":
+        raise FileExistsError(f"{file} is a folder: choose another name")
+    weights = file.with_suffix(".bin")
+    if file.suffix in (".xml", ".param") and weights.exists() and not file.exists():
+        raise FileExistsError(f"{weights} exists and belongs to another file: choose another name")
+
+
+@contextmanager
+def draft(file: Path) -> Iterator[Path]:
+    """A path of the same name in a folder beside it; what is there in the end takes its place under its own name."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{file.name}.", dir=file.parent))
+    try:
+        yield folder / file.name
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == file.name):  # the one that is opened: last
+            target = file.parent / path.name
+            if target.is_dir():
+                target.replace(folder / f"old {path.name}")
+            path.replace(target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def format_named(to: str) -> Format:
+    """The properties of a format; ValueError for an unknown one."""
+    if to not in FORMATS:
+        raise ValueError(f"unknown format {to!r}. {choices(to, FORMATS)}")
+    return FORMATS[to]
+
+
+@contextmanager
+def failed(what: str) -> Iterator[None]:
+    """ExportError in place of whatever an exporter raises."""
+    try:
+        yield
+    except (OSError, ExportError):
+        raise
+    except Exception as error:  # every exporter has its own
+        reason = next(iter(str(error).strip().splitlines()), "no reason given")
+        raise ExportError(f"{what}: the exporter failed: {type(error).__name__}: {reason[:300]}") from error
+
+
+def side(model: nn.Module, size: int | None) -> int:
+    """`size`, or that of the model's weights; ValueError where it is none."""
+    size = model.pretrained_cfg["input_size"][-1] if size is None else size
+    if not isinstance(size, int) or size < 1:
+        raise ValueError(f"size={size!r}: expected a whole number of at least 1 pixel")
+    return size
+
+
+def check_model(model: nn.Module, to: str, entry: Format, file: Path) -> None:
+    """Raise ValueError unless this model can become this file."""
+    ours = isinstance(getattr(model, "_orig_mod", model), MobileNetV3)  # not an exported file, for instance
+    if not ours or not hasattr(model, "pretrained_cfg"):
+        raise ValueError(f"this {type(model).__name__} is none of mnv3.create_model(name, ...): it cannot be written")
+    if not model.num_classes:
+        raise ValueError("the model has no classifier (num_classes=0): there are no logits to compare")
+    if file.suffix.lower() != entry.suffix:
+        raise ValueError(f"{file}: a file for {to} ends in {entry.suffix}")
+
+
+def _check_options(to: str, entry: Format, batch: int, dynamic: tuple[str, ...], half: bool) -> None:
+    """Raise ValueError where the format cannot do what is asked."""
+    for name in dynamic:
+        if name not in DYNAMIC:
+            raise ValueError(f"dynamic: {name!r} is unknown. {choices(name, DYNAMIC)}")
+    if missing := sorted(set(dynamic) - set(entry.dynamic)):
+        able = [name for name, other in FORMATS.items() if set(dynamic) <= set(other.dynamic)]
+        raise ValueError(f"{to} has no dynamic {' or '.join(missing)}: {', '.join(able)} have")
+    if half and not entry.half:
+        able = [name for name, other in FORMATS.items() if other.half]
+        raise ValueError(f"{to} has no float16 weights: {', '.join(able)} have")
+    if not isinstance(batch, int) or batch < 1:
+        raise ValueError(f"batch={batch!r}: expected a whole number of at least 1")
+    if batch > 1 and not entry.batches:
+        raise ValueError(f"{to} takes one picture at a time, not {batch}")

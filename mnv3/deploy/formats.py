@@ -1,0 +1,259 @@
+"""The formats of `mnv3 export`: what each can do, and how it is written."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# The lowest opset that PyTorch's exporter writes without a conversion; HardSwish has been an operator since 14.
+ONNX_OPSET = 18
+METADATA = "mnv3"  # the key, or the end of a file's name, under which formats hold what export.py knows of the model
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What is to be written."""
+
+    model: nn.Module  # in eval mode on the CPU, batch norm folded, nothing in place
+    example: Tensor  # (B, C, H, W), of the type that the file will take
+    dynamic: tuple[str, ...]  # of 'batch', 'size'
+    half: bool  # weights as float16
+    metadata: dict[str, Any]
+
+    def dims(self, least: int) -> dict[int, Any]:
+        """The dynamic dimensions, for torch.export; sides of at least `least` pixels."""
+        sides = {2: torch.export.Dim("height", min=least), 3: torch.export.Dim("width", min=least)}
+        return ({0: torch.export.Dim("batch")} if "batch" in self.dynamic else {}) | (
+            sides if "size" in self.dynamic else {}
+        )
+
+    def program(self) -> torch.export.ExportedProgram:
+        """torch.export's. A dynamic dimension must not be 1 in the example, which it would be fixed to."""
+        dims = self.dims(least=self.metadata["stride"] + 1)
+        example = self.example.new_zeros(2 if "batch" in self.dynamic else len(self.example), *self.example.shape[1:])
+        with torch.no_grad():
+            return torch.export.export(self.model, (example,), dynamic_shapes={"x": dims} if dims else None)
+
+
+def write_pt2(graph: Graph, file: Path) -> None:
+    """torch.export's archive."""
+    program = graph.program()
+    program.example_inputs = None  # it would be stored
+    torch.export.save(program, file, extra_files={METADATA: json.dumps(graph.metadata)})
+
+
+def write_torchscript(graph: Graph, file: Path) -> None:
+    """A trace, which takes any batch and size, with its weights as constants."""
+    with torch.no_grad():
+        traced = torch.jit.freeze(torch.jit.trace(graph.model, graph.example))
+    torch.jit.save(traced, file, _extra_files={METADATA: json.dumps(graph.metadata)})
+
+
+def write_onnx(graph: Graph, file: Path) -> None:
+    """One file, with HardSwish and HardSigmoid as operators, which runtimes have kernels for."""
+    import onnx
+
+    names = {"input_names": ["input"], "output_names": ["output"]}
+    options = {"dynamo": True, "external_data": False, "opset_version": ONNX_OPSET, "verbose": False}
+    model = torch.onnx.export(graph.program(), **names, **options).model_proto
+    for part in (model.graph, *model.graph.node, *model.graph.input, *model.graph.output, *model.graph.value_info):
+        del part.metadata_props[:]  # the exporter's notes, with paths of this machine
+    if graph.half:
+        _halve(model)
+    onnx.helper.set_model_props(model, {METADATA: json.dumps(graph.metadata)})
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, file)
+
+
+def _halve(model: Any) -> None:
+    """Store an ONNX model's weights as float16; runtimes turn them back into float32 when they load it."""
+    import onnx
+    from onnx import numpy_helper
+
+    casts = []
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) > 1:
+            name, half = tensor.name, numpy_helper.to_array(tensor).astype("float16")
+            tensor.CopyFrom(numpy_helper.from_array(half, f"{name}.half"))
+            casts.append(onnx.helper.make_node("Cast", [tensor.name], [name], to=onnx.TensorProto.FLOAT))
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def write_openvino(graph: Graph, file: Path) -> None:
+    """Intermediate representation, an .xml and a .bin; by way of ONNX, which keeps what dynamic sizes need."""
+    import openvino
+
+    through = file.with_suffix(".onnx")
+    write_onnx(Graph(graph.model, graph.example, graph.dynamic, False, graph.metadata), through)
+    model = openvino.Core().read_model(through)  # convert_model would report to Intel, by way of Google Analytics
+    model.set_rt_info(json.dumps(graph.metadata), METADATA)
+    openvino.save_model(model, file, compress_to_fp16=graph.half)  # True by default
+    through.unlink()
+
+
+def write_executorch(graph: Graph, file: Path) -> None:
+    """A program for ExecuTorch, all of it in XNNPACK."""
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    program = to_edge_transform_and_lower(graph.program(), partitioner=[XnnpackPartitioner()]).to_executorch()
+    file.write_bytes(program.buffer)
+    attach(file, graph.metadata["format"], graph.metadata)
+
+
+def write_tflite(graph: Graph, file: Path) -> None:
+    """LiteRT's file. Its input is (B, H, W, C), as tools for Android expect."""
+    import litert_torch
+
+    model = litert_torch.to_channel_last_io(graph.model, args=[0]).eval()
+    litert_torch.convert(model, (graph.example.permute(0, 2, 3, 1).contiguous(),)).export(str(file))
+    if graph.half:
+        _halve_tflite(file)
+    attach(file, graph.metadata["format"], graph.metadata)
+
+
+def _halve_tflite(file: Path) -> None:
+    from ai_edge_quantizer import qtyping, quantizer
+
+    half = qtyping.TensorQuantizationConfig(num_bits=16, dtype=qtyping.TensorDataType.FLOAT)
+    config = qtyping.OpQuantizationConfig(
+        weight_tensor_config=half, compute_precision=qtyping.ComputePrecision.FLOAT, explicit_dequantize=True
+    )
+    tool = quantizer.Quantizer(str(file))
+    tool.update_quantization_recipe(
+        regex=".*",
+        operation_name=qtyping.TFLOperationName.ALL_SUPPORTED,
+        op_config=config,
+        algorithm_key="float_casting",
+    )
+    tool.quantize().export_model(str(file), overwrite=True)
+
+
+def write_coreml(graph: Graph, file: Path) -> None:
+    """Core ML's package, which only a Mac or an iPhone runs."""
+    import coremltools
+
+    precision = coremltools.precision.FLOAT16 if graph.half else coremltools.precision.FLOAT32  # the former by default
+    model = coremltools.convert(
+        graph.program().run_decompositions({}),
+        minimum_deployment_target=coremltools.target.iOS16,
+        compute_precision=precision,
+    )
+    model.user_defined_metadata[METADATA] = json.dumps(graph.metadata)
+    model.save(str(file))
+
+
+def write_ncnn(graph: Graph, file: Path) -> None:
+    """ncnn's .param and .bin, by pnnx."""
+    import pnnx
+
+    work = file.parent / "pnnx"
+    work.mkdir()
+    pnnx.export(graph.model, str(work / "m.pt"), (graph.example,), fp16=graph.half, check_trace=False)
+    (work / "m.ncnn.param").rename(file)
+    (work / "m.ncnn.bin").rename(file.with_suffix(".bin"))
+    for left in work.iterdir():
+        left.unlink()
+    work.rmdir()
+    attach(file, graph.metadata["format"], graph.metadata)
+
+
+def attach(file: Path, to: str, metadata: dict[str, Any]) -> None:
+    """Give a file that is there its metadata."""
+    text = json.dumps(metadata)
+    if to == "onnx":
+        import onnx
+
+        model = onnx.load(file)
+        onnx.helper.set_model_props(model, {METADATA: text})
+        onnx.save(model, file)
+    elif to == "openvino":
+        import openvino
+
+        model = openvino.Core().read_model(file)
+        model.set_rt_info(text, METADATA)
+        again = file.with_name(f"again-{file.name}")
+        openvino.save_model(model, again, compress_to_fp16=False)
+        del model  # it reads the .bin as it goes
+        for suffix in (".bin", ".xml"):
+            again.with_suffix(suffix).replace(file.with_suffix(suffix))
+    elif to == "pt2":
+        torch.export.save(torch.export.load(file), file, extra_files={METADATA: text})
+    else:
+        metadata = metadata | {"files": digests(file)}
+        beside(file).write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
+
+
+def digests(file: Path) -> dict[str, str]:
+    """SHA-256 of a file, and of the .bin that goes with it if there is one, by their endings."""
+    parts = [file, file.with_suffix(".bin")] if file.suffix == ".param" else [file]
+    return {part.suffix: hashlib.sha256(part.read_bytes()).hexdigest() for part in parts}
+
+
+def beside(file: Path) -> Path:
+    """The JSON file with the metadata of `file`."""
+    return file.with_name(f"{file.name}.json")
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format's properties."""
+
+    suffix: str
+    write: Callable[[Graph, Path], None]
+    modules: tuple[str, ...] = ()  # to import
+    int8_modules: tuple[str, ...] = ()  # for the 8-bit form, besides
+    extra: str = "deploy"  # of setup.cfg, which has them
+    dynamic: tuple[str, ...] = ()  # what may be dynamic in it
+    half: bool = False  # whether it can have float16 weights
+    batches: bool = True  # whether it can take more than one picture at a time
+    takes_bytes: bool = True
+    own_metadata: bool = True  # whether it has a place for what it is, else that is in a JSON file beside it
+    layout: str = "NCHW"
+    tolerance: float = 1e-4  # largest difference of logits, as a share of the largest logit
+    half_tolerance: float = 1e-2
+
+
+FORMATS = {
+    "pt2": Format(".pt2", write_pt2, dynamic=("batch", "size")),
+    "torchscript": Format(".torchscript", write_torchscript, dynamic=("batch", "size")),
+    "onnx": Format(".onnx", write_onnx, ("onnx", "onnxscript", "onnxruntime"), dynamic=("batch", "size"), half=True),
+    "openvino": Format(
+        ".xml",
+        write_openvino,
+        ("openvino", "onnx", "onnxscript"),
+        ("nncf",),
+        dynamic=("batch", "size"),
+        half=True,
+    ),
+    "executorch": Format(".pte", write_executorch, ("executorch",), (), "executorch", own_metadata=False),
+    "tflite": Format(
+        ".tflite",
+        write_tflite,
+        ("litert_torch", "ai_edge_litert"),
+        (),
+        "litert",
+        half=True,
+        layout="NHWC",
+        own_metadata=False,
+    ),
+    "ncnn": Format(
+        ".param",
+        write_ncnn,
+        ("pnnx", "ncnn"),
+        (),
+        "ncnn",
+        half=True,
+        batches=False,
+        takes_bytes=False,
+        own_metadata=False,
+    ),
+    "coreml": Format(".mlpackage", write_coreml, ("coremltools",), (), "coreml", half=True, takes_bytes=False),
+}
