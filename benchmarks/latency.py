@@ -8,16 +8,15 @@ median of the ratios of each turn is printed, with the quartiles. Below 1, mnv3 
 
 import argparse
 import json
-import platform
 import statistics
 import time
-from pathlib import Path
 
 import timm
 import torch
 import torchvision
 
 import mnv3
+from mnv3 import bench
 
 SIZES = {
     "large": ("mobilenetv3_large_100", "mobilenet_v3_large"),
@@ -69,11 +68,7 @@ def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
 
 def machine() -> str:
     """What the figures were measured on."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")] or [platform.machine()]
-    versions = f"torch {torch.__version__}, timm {timm.__version__}, torchvision {torchvision.__version__}"
-    return f"{names[0]} x {len(names)}, {torch.backends.cpu.get_cpu_capability()}, {versions}"
+    return f"{bench.machine()}, timm {timm.__version__}, torchvision {torchvision.__version__}"
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,10 @@ import torch
 from torch import nn
 
 from .arch import VARIANTS
-from .deploy import onednn, runtime
+from .deploy import runtime
 from .deploy.export import deployable, describe, failed
 from .deploy.formats import FORMATS, Graph
-from .deploy.fuse import fuse
-from .deploy.optimize import optimize
+from .deploy.optimize import CANDIDATES, optimize
 from .deploy.runtime import quiet
 from .deploy.timing import repeat
 from .errors import ExportError, choices
@@ -105,19 +104,16 @@ def bench(
         if name in FORMATS:
             with quiet():
                 runtime.require(name)
-    cells = []
+    cells, macs = [], {name: _macs(name, size) for name in models}
     with tempfile.TemporaryDirectory() as folder:
         for batch in batches:
             cases = [case for model in models for case in _cases(model, runtimes, batch, size, Path(folder))]
-            macs = {name: _macs(name, size) for name in models}
             for count in threads:
-                cells += _measure([Case(*case[:2], count, *case[2:]) for case in cases], seconds, macs)
+                cells += _measure([replace(case, threads=count) for case in cases], seconds, macs)
     return cells
 
 
-def _cases(
-    model: str, runtimes: Sequence[str], batch: int, size: int, folder: Path
-) -> list[tuple[str, str, int, int, str | None]]:
+def _cases(model: str, runtimes: Sequence[str], batch: int, size: int, folder: Path) -> list[Case]:
     """What to run of one model; exported files are written here, once for all numbers of threads."""
     if (name := runtime.format_of(Path(model))) and Path(model).exists():
         meta = runtime.load(model).metadata
@@ -125,7 +121,7 @@ def _cases(
             raise ValueError(f"{model} takes pictures of {meta['input_size'][-1]} px: give --size")
         if "batch" not in meta["dynamic"] and meta["batch"] != batch:
             raise ValueError(f"{model} takes {meta['batch']} pictures at a time, not {batch}")
-        return [(model, name, batch, size, model)]
+        return [Case(model, name, 1, batch, size, model)]
     found = []
     for name in runtimes:
         if (name in OURS_ONLY and not _is_ours(model)) or (batch > 1 and name in FORMATS and not FORMATS[name].batches):
@@ -134,7 +130,7 @@ def _cases(
         if name in FORMATS:
             file = folder / f"{len(list(folder.iterdir()))}-{batch}{FORMATS[name].suffix}"
             _write(model, name, batch, size, file)
-        found.append((model, name, batch, size, file and str(file)))
+        found.append(Case(model, name, 1, batch, size, file and str(file)))
     return found
 
 
@@ -279,7 +275,7 @@ def _runner(case: Case, model: nn.Module | None, x: torch.Tensor) -> tuple[Any, 
         return fast, fast.choice.candidate
     if case.runtime == "compile":
         return torch.compile(model, dynamic=False), None
-    return {"eager": lambda m: m, "fused": fuse, "onednn": lambda m: onednn.pack(m, x)}[case.runtime](model), None
+    return CANDIDATES[case.runtime](model, x), None
 
 
 def _memory_mb(*, reset: bool = False) -> float:

@@ -25,16 +25,7 @@ def add_commands(command: Command, positive: Callable[[str], int]) -> None:
     sub = command(
         "export", run_export, "Write a model for another runtime, after a check that it gives the same there."
     )
-    sub.add_argument("model", metavar="ARCH[.TAG]|FOLDER|FILE", help=MODEL_HELP)
-    sub.add_argument(
-        "--to",
-        required=True,
-        metavar="FORMAT",
-        help="pt2, torchscript, onnx, openvino, executorch, tflite, ncnn or coreml",
-    )
-    sub.add_argument("-o", "--out", metavar="FILE", type=Path, help="where to write (ARCH and the format's ending)")
-    sub.add_argument("--arch", metavar="ARCH", help="the model, for a single file of weights")
-    sub.add_argument("--size", type=positive, metavar="PX", help="pixels along a side (those of the weights)")
+    _add_model_and_file(sub, positive, "pt2, torchscript, onnx, openvino, executorch, tflite, ncnn or coreml", "ARCH")
     sub.add_argument("--batch", type=positive, default=1, metavar="N", help="pictures at a time (1)")
     sub.add_argument("--dynamic", default="", metavar="batch,size", help="what may differ from call to call")
     sub.add_argument("--normalize", action="store_true", help="take bytes: put mean and std into the graph")
@@ -44,8 +35,7 @@ def add_commands(command: Command, positive: Callable[[str], int]) -> None:
     sub.add_argument("--force", action="store_true", help="replace the file if it is there")
 
     sub = command("quantize", run_quantize, "Write a model with 8-bit integers, if it keeps its accuracy.")
-    sub.add_argument("model", metavar="ARCH[.TAG]|FOLDER|FILE", help=MODEL_HELP)
-    sub.add_argument("--to", required=True, metavar="FORMAT", help="onnx or openvino")
+    _add_model_and_file(sub, positive, "onnx or openvino", "ARCH.int8")
     sub.add_argument(
         "--calibrate", required=True, nargs="+", metavar="FILE|FOLDER", help="pictures like those that it will see"
     )
@@ -53,11 +43,6 @@ def add_commands(command: Command, positive: Callable[[str], int]) -> None:
     sub.add_argument("--split", default="test", choices=("test", "val", "train"), help="which pictures of it (test)")
     sub.add_argument("--data-dir", default="data", metavar="FOLDER", help="where torchvision's CIFAR lies (data)")
     sub.add_argument("--max-drop", type=float, default=1.0, metavar="POINTS", help="of top-1 that may be lost (1.0)")
-    sub.add_argument(
-        "-o", "--out", metavar="FILE", type=Path, help="where to write (ARCH.int8 and the format's ending)"
-    )
-    sub.add_argument("--arch", metavar="ARCH", help="the model, for a single file of weights")
-    sub.add_argument("--size", type=positive, metavar="PX", help="pixels along a side (those of the weights)")
     sub.add_argument("--force", action="store_true", help="write it whatever it loses, and replace the file")
 
     sub = command("bench", run_bench, "Measure models in runtimes side by side.")
@@ -84,15 +69,31 @@ def add_commands(command: Command, positive: Callable[[str], int]) -> None:
     sub.add_argument("--png", type=Path, metavar="FILE", help="write a picture of the latencies")
 
 
+def _add_model_and_file(sub: argparse.ArgumentParser, positive: Callable[[str], int], formats: str, name: str) -> None:
+    """What `_model_and_file` reads, and the size."""
+    sub.add_argument("model", metavar="ARCH[.TAG]|FOLDER|FILE", help=MODEL_HELP)
+    sub.add_argument("--to", required=True, metavar="FORMAT", help=formats)
+    out = f"where to write ({name} and the format's ending)"
+    sub.add_argument("-o", "--out", metavar="FILE", type=Path, help=out)
+    sub.add_argument("--arch", metavar="ARCH", help="the model, for a single file of weights")
+    sub.add_argument("--size", type=positive, metavar="PX", help="pixels along a side (those of the weights)")
+
+
+def _model_and_file(args: argparse.Namespace, ending: str = "") -> tuple[Any, Path]:
+    """The model, and where to write it: by default its name, `ending`, and the format's own."""
+    from .deploy.export import format_named
+
+    suffix = format_named(args.to).suffix  # before the model is loaded
+    model = model_of(args.model, args.arch)
+    return model, args.out or Path(f"{model.pretrained_cfg.get('architecture')}{ending}{suffix}")
+
+
 def run_export(args: argparse.Namespace) -> int:
     """`mnv3 export MODEL --to FORMAT`."""
-    from .deploy.export import export, format_named
+    from .deploy.export import export
 
-    suffix = format_named(args.to).suffix
-    model = model_of(args.model, args.arch)
     report = export(
-        model,
-        args.out or Path(f"{model.pretrained_cfg.get('architecture')}{suffix}"),
+        *_model_and_file(args),
         to=args.to,
         size=args.size,
         batch=args.batch,
@@ -110,14 +111,10 @@ def run_export(args: argparse.Namespace) -> int:
 def run_quantize(args: argparse.Namespace) -> int:
     """`mnv3 quantize MODEL --to FORMAT --calibrate FOLDER`."""
     from . import data
-    from .deploy.export import format_named
     from .deploy.quantize import quantize
 
-    suffix = format_named(args.to).suffix
-    model = model_of(args.model, args.arch)
     report = quantize(
-        model,
-        args.out or Path(f"{model.pretrained_cfg.get('architecture')}.int8{suffix}"),
+        *_model_and_file(args, ".int8"),
         to=args.to,
         calibrate=args.calibrate,
         evaluate=args.evaluate and data.load(args.evaluate, args.split, data_dir=args.data_dir),

@@ -225,7 +225,7 @@ def save(model: nn.Module, folder: str | os.PathLike, *, exist_ok: bool = False,
             to build it again.
     """
     folder = Path(folder).resolve()
-    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    model = unwrapped(model)
     contents = weights_files(model, **config)  # before anything is written
     _check_replaceable(folder, exist_ok)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -241,6 +241,11 @@ def save(model: nn.Module, folder: str | os.PathLike, *, exist_ok: bool = False,
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return folder
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """What torch.compile wrapped, or the model itself."""
+    return getattr(model, "_orig_mod", model)
 
 
 def weights_files(model: nn.Module, **config: Any) -> dict[str, bytes]:

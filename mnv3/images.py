@@ -3,7 +3,7 @@
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -44,6 +44,12 @@ def find(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> Iterator[Pat
             yield from sorted(p for p in found if not any(part[0] == "." for part in p.relative_to(path).parts))
         else:
             yield path
+
+
+def spread(files: Sequence[Path], count: int) -> list[Path]:
+    """At most `count` of the files, from all along the list, as folders are classes."""
+    step = max(len(files) / count, 1)
+    return [files[int(i * step)] for i in range(min(count, len(files)))]
 
 
 def load(path: str | os.PathLike) -> Image.Image:

@@ -64,6 +64,13 @@ def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     return model.eval()
 
 
+def needs(to: str, *, quantize: bool = False) -> None:
+    """Skip the test where the packages of a format are missing."""
+    entry = mnv3.deploy.FORMATS[to]
+    for module in entry.modules + (entry.int8_modules if quantize else ()):
+        pytest.importorskip(module, reason=f"needs pip install 'mnv3[{entry.extra}]'")
+
+
 @pytest.fixture(scope="session", params=list(mnv3.timm_models.VARIANTS))
 def arch_name(request) -> str:
     """Every registered name."""

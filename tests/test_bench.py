@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from conftest import needs
 
 import mnv3
 from mnv3 import bench, cli
@@ -12,8 +13,7 @@ from mnv3.arch import VARIANTS, count_macs
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
+    needs("onnx")
     file = tmp_path_factory.mktemp("exported") / "net.onnx"
     mnv3.deploy.export(mnv3.create_model("mnv3_small_cifar"), file, to="onnx")
     return file
@@ -53,9 +53,8 @@ def test_cells(exported):
 
 @pytest.mark.slow
 def test_every_runtime_with_threads_and_batches():
-    for modules in (form.modules for name, form in mnv3.deploy.FORMATS.items() if name != "coreml"):
-        for module in modules:
-            pytest.importorskip(module)
+    for to in mnv3.deploy.FORMATS.keys() & set(bench.RUNTIMES):
+        needs(to)
     found = bench.bench(["mnv3_small_cifar"], runtimes=bench.RUNTIMES, batches=[1, 3], size=32, seconds=0.1)
     assert [c.runtime for c in found if c.batch == 1] == list(bench.RUNTIMES)
     assert [c.runtime for c in found if c.batch == 3] == [name for name in bench.RUNTIMES if name != "ncnn"]

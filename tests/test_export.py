@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from conftest import ROOT, randomize
+from conftest import ROOT, needs, randomize
 from PIL import Image
 from torch import nn
 
@@ -39,11 +39,6 @@ ODD = ((33, 47), (64, 17), (9, 200))
 
 def each(names, slow=SLOW):
     return [pytest.param(name, marks=pytest.mark.slow if name in slow else ()) for name in names]
-
-
-def needs(to):
-    for module in FORMATS[to].modules:
-        pytest.importorskip(module, reason=f"needs pip install 'mnv3[{FORMATS[to].extra}]'")
 
 
 def pixels(count, height=32, width=32, channels=3):

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 import torch
+from conftest import needs, randomize
+from PIL import Image
 from torch import nn
 
 import mnv3
@@ -13,14 +15,7 @@ from mnv3.deploy.optimize import CANDIDATES
 
 
 def seeded(name, **kwargs):
-    """Random weights, and batch norms that do something."""
-    torch.manual_seed(0)
-    model = mnv3.create_model(name, **kwargs).eval()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.running_mean, std=0.1)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
-    return model
+    return randomize(mnv3.create_model(name, **kwargs))
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +45,7 @@ def test_packed_for_onednn(name, options):
 @pytest.mark.parametrize("candidate", [name for name in CANDIDATES if name != "compile"])
 def test_every_candidate(model, candidate):
     if candidate in FORMATS:
-        for module in FORMATS[candidate].modules:
-            pytest.importorskip(module)
+        needs(candidate)
     fast = optimize(model, batch=2, candidates=[candidate])
     assert fast.choice.candidate == candidate
     assert fast.choice.shape == (2, 3, 32, 32)
@@ -100,7 +94,7 @@ def test_stays_in_evaluation_and_is_a_model_to_predict_with(model, tmp_path):
     assert not fast.train().training
     assert not any(module.training for module in fast.modules())
     picture = tmp_path / "a.png"
-    mnv3.images._rgb(mnv3.images.Image.new("RGB", (40, 50), "red")).save(picture)
+    Image.new("RGB", (40, 50), "red").save(picture)
     (ours,), (theirs,) = mnv3.predict(fast, [picture]), mnv3.predict(model, [picture])
     assert [entry["index"] for entry in ours.topk] == [entry["index"] for entry in theirs.topk]
 
@@ -132,7 +126,7 @@ def test_times_of_calls_in_turn():
 
 
 def test_threads_of_exported_candidates(model, monkeypatch):
-    pytest.importorskip("onnxruntime")
+    needs("onnx")
     given = []
     opener = runtime.OPENERS["onnx"]
     monkeypatch.setitem(runtime.OPENERS, "onnx", lambda file, threads: given.append(threads) or opener(file, threads))

@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+from conftest import needs
 from PIL import Image
 from torch import nn
 
@@ -11,14 +12,10 @@ import mnv3
 from mnv3 import cli, data
 from mnv3.data import DataError
 from mnv3.deploy import FORMATS, int8, load, quantize, verify
+from mnv3.deploy.export import deployable
 from mnv3.errors import ExportError
 
 TARGETS = list(int8.WRITERS)
-
-
-def needs(to):
-    for module in FORMATS[to].modules + FORMATS[to].int8_modules:
-        pytest.importorskip(module)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +44,7 @@ def some(tmp_path):
 @pytest.mark.parametrize("to", TARGETS)
 def test_accuracy_on_real_pictures(net, mini, tmp_path, to):
     """1,000 pictures; benchmarks/int8.py has all 10,000."""
-    needs(to)
+    needs(to, quantize=True)
     file = tmp_path / f"net{FORMATS[to].suffix}"
     report = quantize(net, file, to=to, calibrate=mini / "train", evaluate=data.load(str(mini), "test"), max_drop=1.5)
     assert report.calibrated == 400
@@ -65,7 +62,7 @@ def test_accuracy_on_real_pictures(net, mini, tmp_path, to):
 @pytest.mark.slow
 @pytest.mark.parametrize("to", TARGETS)
 def test_float_is_no_int8(net, tmp_path, to):
-    needs(to)
+    needs(to, quantize=True)
     file = tmp_path / f"net{FORMATS[to].suffix}"
     mnv3.deploy.export(net, file, to=to)
     with pytest.raises(ValueError, match="not an 8-bit model"):
@@ -98,7 +95,7 @@ def test_one_channel_nearly_dead_and_one_dead(net, some, tmp_path):
 
 def test_a_collapse_leaves_no_file(net, some, tmp_path, monkeypatch):
     def noise(model, file, batches):
-        broken = mnv3.deploy.export.__globals__["deployable"](net)
+        broken = deployable(net)
         nn.init.normal_(broken.classifier.weight)
         write(broken, file, batches)
 

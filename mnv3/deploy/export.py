@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .. import __version__
 from ..errors import ExportError, choices
 from ..factory import class_names
-from ..files import plain_tensors
+from ..files import plain_tensors, unwrapped
 from ..model import MobileNetV3
 from . import runtime
 from .formats import FORMATS, Format, Graph
@@ -92,7 +92,7 @@ def export(
         ExportError: The exporter failed, or its file gives other logits.
     """
     entry, file, dynamic = format_named(to), Path(file), tuple(dynamic)
-    model = getattr(model, "_orig_mod", model)  # what torch.compile wrapped
+    model = unwrapped(model)
     check_model(model, to, entry, file)
     _check_options(to, entry, batch, dynamic, half)
     check_new(file, exist_ok=exist_ok)
@@ -108,16 +108,21 @@ def export(
     with draft(file) as new:
         with quiet(), failed(to):
             entry.write(graph, new)
-        written = sum(path.stat().st_size for path in new.parent.rglob("*") if path.is_file())
+        written = size_of(new.parent)
         tolerance = entry.half_tolerance if half else entry.tolerance
         with failed(to):
             checked = (None, 0.0, None) if to == "coreml" else compare(model, new, x, metadata, tolerance)
     return Report(file, to, written, len(x), *checked)
 
 
+def size_of(folder: Path) -> int:
+    """Bytes of all its files."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def deployable(model: nn.Module, *, normalize: bool = False, softmax: bool = False) -> nn.Module:
     """A float32 copy on the CPU as exporters want it: in eval mode, batch norm folded, nothing in place."""
-    fused = fuse(copy.deepcopy(getattr(model, "_orig_mod", model)).cpu().float().eval())  # not torch.compile's
+    fused = fuse(copy.deepcopy(model).cpu().float().eval())
     for module in fused.modules():
         if hasattr(module, "inplace"):
             module.inplace = False
@@ -244,7 +249,7 @@ def side(model: nn.Module, size: int | None) -> int:
 
 def check_model(model: nn.Module, to: str, entry: Format, file: Path) -> None:
     """Raise ValueError unless this model can become this file."""
-    ours = isinstance(getattr(model, "_orig_mod", model), MobileNetV3)  # not an exported file, for instance
+    ours = isinstance(model, MobileNetV3)  # not an exported file, for instance
     if not ours or not hasattr(model, "pretrained_cfg"):
         raise ValueError(f"this {type(model).__name__} is none of mnv3.create_model(name, ...): it cannot be written")
     if not model.num_classes:

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,12 @@ class Graph:
     half: bool  # weights as float16
     metadata: dict[str, Any]
 
-    def dims(self, least: int) -> dict[int, Any]:
-        """The dynamic dimensions, for torch.export; sides of at least `least` pixels."""
-        sides = {2: torch.export.Dim("height", min=least), 3: torch.export.Dim("width", min=least)}
-        return ({0: torch.export.Dim("batch")} if "batch" in self.dynamic else {}) | (
-            sides if "size" in self.dynamic else {}
-        )
-
     def program(self) -> torch.export.ExportedProgram:
         """torch.export's. A dynamic dimension must not be 1 in the example, which it would be fixed to."""
-        dims = self.dims(least=self.metadata["stride"] + 1)
+        least = self.metadata["stride"] + 1  # pixels; fewer give a 1x1 map, which torch.export would fix
+        dims = {0: torch.export.Dim("batch")} if "batch" in self.dynamic else {}
+        if "size" in self.dynamic:
+            dims |= {2: torch.export.Dim("height", min=least), 3: torch.export.Dim("width", min=least)}
         example = self.example.new_zeros(2 if "batch" in self.dynamic else len(self.example), *self.example.shape[1:])
         with torch.no_grad():
             return torch.export.export(self.model, (example,), dynamic_shapes={"x": dims} if dims else None)
@@ -91,7 +88,7 @@ def write_openvino(graph: Graph, file: Path) -> None:
     import openvino
 
     through = file.with_suffix(".onnx")
-    write_onnx(Graph(graph.model, graph.example, graph.dynamic, False, graph.metadata), through)
+    write_onnx(replace(graph, half=False), through)
     model = openvino.Core().read_model(through)  # convert_model would report to Intel, by way of Google Analytics
     model.set_rt_info(json.dumps(graph.metadata), METADATA)
     openvino.save_model(model, file, compress_to_fp16=graph.half)  # True by default
@@ -105,7 +102,7 @@ def write_executorch(graph: Graph, file: Path) -> None:
 
     program = to_edge_transform_and_lower(graph.program(), partitioner=[XnnpackPartitioner()]).to_executorch()
     file.write_bytes(program.buffer)
-    attach(file, graph.metadata["format"], graph.metadata)
+    attach(file, graph.metadata)
 
 
 def write_tflite(graph: Graph, file: Path) -> None:
@@ -116,7 +113,7 @@ def write_tflite(graph: Graph, file: Path) -> None:
     litert_torch.convert(model, (graph.example.permute(0, 2, 3, 1).contiguous(),)).export(str(file))
     if graph.half:
         _halve_tflite(file)
-    attach(file, graph.metadata["format"], graph.metadata)
+    attach(file, graph.metadata)
 
 
 def _halve_tflite(file: Path) -> None:
@@ -154,20 +151,16 @@ def write_ncnn(graph: Graph, file: Path) -> None:
     """ncnn's .param and .bin, by pnnx."""
     import pnnx
 
-    work = file.parent / "pnnx"
-    work.mkdir()
-    pnnx.export(graph.model, str(work / "m.pt"), (graph.example,), fp16=graph.half, check_trace=False)
-    (work / "m.ncnn.param").rename(file)
-    (work / "m.ncnn.bin").rename(file.with_suffix(".bin"))
-    for left in work.iterdir():
-        left.unlink()
-    work.rmdir()
-    attach(file, graph.metadata["format"], graph.metadata)
+    with tempfile.TemporaryDirectory(dir=file.parent) as work:
+        pnnx.export(graph.model, f"{work}/m.pt", (graph.example,), fp16=graph.half, check_trace=False)
+        Path(work, "m.ncnn.param").rename(file)
+        Path(work, "m.ncnn.bin").rename(file.with_suffix(".bin"))
+    attach(file, graph.metadata)
 
 
-def attach(file: Path, to: str, metadata: dict[str, Any]) -> None:
+def attach(file: Path, metadata: dict[str, Any]) -> None:
     """Give a file that is there its metadata."""
-    text = json.dumps(metadata)
+    to, text = metadata["format"], json.dumps(metadata)
     if to == "onnx":
         import onnx
 
@@ -184,8 +177,6 @@ def attach(file: Path, to: str, metadata: dict[str, Any]) -> None:
         del model  # it reads the .bin as it goes
         for suffix in (".bin", ".xml"):
             again.with_suffix(suffix).replace(file.with_suffix(suffix))
-    elif to == "pt2":
-        torch.export.save(torch.export.load(file), file, extra_files={METADATA: text})
     else:
         metadata = metadata | {"files": digests(file)}
         beside(file).write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
@@ -209,8 +200,8 @@ class Format:
     suffix: str
     write: Callable[[Graph, Path], None]
     modules: tuple[str, ...] = ()  # to import
-    int8_modules: tuple[str, ...] = ()  # for the 8-bit form, besides
     extra: str = "deploy"  # of setup.cfg, which has them
+    int8_modules: tuple[str, ...] = ()  # for the 8-bit form, besides; of the same extra
     dynamic: tuple[str, ...] = ()  # what may be dynamic in it
     half: bool = False  # whether it can have float16 weights
     batches: bool = True  # whether it can take more than one picture at a time
@@ -229,16 +220,15 @@ FORMATS = {
         ".xml",
         write_openvino,
         ("openvino", "onnx", "onnxscript"),
-        ("nncf",),
+        int8_modules=("nncf",),
         dynamic=("batch", "size"),
         half=True,
     ),
-    "executorch": Format(".pte", write_executorch, ("executorch",), (), "executorch", own_metadata=False),
+    "executorch": Format(".pte", write_executorch, ("executorch",), "executorch", own_metadata=False),
     "tflite": Format(
         ".tflite",
         write_tflite,
         ("litert_torch", "ai_edge_litert"),
-        (),
         "litert",
         half=True,
         layout="NHWC",
@@ -248,12 +238,11 @@ FORMATS = {
         ".param",
         write_ncnn,
         ("pnnx", "ncnn"),
-        (),
         "ncnn",
         half=True,
         batches=False,
         takes_bytes=False,
         own_metadata=False,
     ),
-    "coreml": Format(".mlpackage", write_coreml, ("coremltools",), (), "coreml", half=True, takes_bytes=False),
+    "coreml": Format(".mlpackage", write_coreml, ("coremltools",), "coreml", half=True, takes_bytes=False),
 }

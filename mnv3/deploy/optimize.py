@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import ExportError, choices
 from ..layers import evaluating
 from . import onednn, runtime
-from .export import export
+from .export import export, side
 from .formats import FORMATS
 from .fuse import fuse
 from .timing import interleaved
@@ -85,7 +85,7 @@ def optimize(
             raise ValueError(f"unknown candidate {name!r}. {choices(name, CANDIDATES)}")
     if choice:
         return Optimized(model, CANDIDATES[choice.candidate](model, torch.zeros(choice.shape)), choice)
-    size = size or model.pretrained_cfg["input_size"][-1]
+    size = side(model, size)
     x = torch.randn(batch, model.in_chans, size, size, generator=torch.Generator().manual_seed(0))
     with evaluating(model):
         expected = model(x)

@@ -14,9 +14,10 @@ from ..data import Pictures
 from ..errors import ExportError, choices
 from ..evaluate import evaluate as measure
 from ..factory import transforms
+from ..files import unwrapped
 from ..layers import evaluating
 from . import int8, runtime
-from .export import check_model, check_new, deployable, describe, draft, failed, format_named, side
+from .export import check_model, check_new, deployable, describe, draft, failed, format_named, side, size_of
 from .formats import attach
 from .runtime import quiet
 
@@ -84,7 +85,7 @@ def quantize(
         FileExistsError: `file` exists, and `force` is False.
         ExportError: It failed, or loses more than it may.
     """
-    file = Path(file)
+    file, model = Path(file), unwrapped(model)
     if to not in int8.WRITERS:
         raise ValueError(f"no 8-bit {to!r}. {choices(to, int8.WRITERS)}")
     check_model(model, to, format_named(to), file)
@@ -101,13 +102,13 @@ def quantize(
         with quiet(), failed(to):
             int8.WRITERS[to](deployable(model), new, batches)
             int8.CHECKS[to](new)
-            attach(new, to, metadata)
+            attach(new, metadata)
         with quiet():
             exported = runtime.load(new)
         report = QuantizeReport(
             file=file,
             format=to,
-            bytes=sum(path.stat().st_size for path in new.parent.rglob("*") if path.is_file()),
+            bytes=size_of(new.parent),
             float_bytes=sum(4 * parameter.numel() for parameter in model.parameters()),
             calibrated=count,
             agreement=_agreement(model, exported, batches),
@@ -139,10 +140,8 @@ def pictures(model: nn.Module, paths: str | os.PathLike | Iterable[str | os.Path
         ValueError: There is none.
     """
     files = list(images.find(paths))
-    step = max(len(files) / COUNT, 1)
-    chosen = [files[int(i * step)] for i in range(min(COUNT, len(files)))]
     transform, read = transforms(model, input_size=(model.in_chans, size, size)), []
-    for path in chosen:
+    for path in images.spread(files, COUNT):
         try:
             read.append(transform(images.load(path)))
         except images.PictureError as error:

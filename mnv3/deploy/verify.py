@@ -28,9 +28,7 @@ def inputs(model: nn.Module, size: int, pictures: Any, *, normalize: bool = Fals
     if model.in_chans != 3:
         raise ValueError(f"the model takes pictures of in_chans={model.in_chans}: files are read as RGB")
     transform = transforms(model, input_size=(model.in_chans, size, size), mean=(0, 0, 0), std=(1, 1, 1))
-    files = list(images.find(pictures))
-    step = max(len(files) / count, 1)
-    chosen = [files[int(i * step)] for i in range(min(count, len(files)))]  # all along, as folders are classes
+    chosen = images.spread(list(images.find(pictures)), count)
     if not chosen:
         raise ValueError(f"no pictures in {pictures}")
     return _normalized(torch.stack([transform(images.load(file)) for file in chosen]), model, normalize)
