@@ -103,7 +103,7 @@ def bench(
             raise ValueError(f"unknown runtime {name!r}. {choices(name, RUNTIMES)}")
         if name in FORMATS:
             with quiet():
-                runtime.require(name)
+                runtime.require(name, write=True)
     cells, macs = [], {name: _macs(name, size) for name in models}
     with tempfile.TemporaryDirectory() as folder:
         for batch in batches:
@@ -185,16 +185,16 @@ def _measure(cases: Sequence[Case], seconds: float, macs: dict[str, int | None])
     """Start the processes of one table, let them take turns, and sum up."""
     context = multiprocessing.get_context("spawn")
     before = os.environ.get("OMP_NUM_THREADS")
-    workers = []
+    workers, ready = [], []
     try:
-        for case in cases:
+        for case in cases:  # one after the other: how long each takes to load is measured, and `optimize` measures then
             os.environ["OMP_NUM_THREADS"] = str(case.threads)  # some runtimes read nothing else
             ours, theirs = context.Pipe()
             process = context.Process(target=_work, args=(theirs, case), daemon=True)
             process.start()
             theirs.close()
             workers.append((process, ours))
-        ready = [_answer(case, pipe) for case, (_, pipe) in zip(cases, workers, strict=True)]
+            ready.append(_answer(case, ours))
         times: list[list[float]] = [[] for _ in cases]
         for _ in range(max(1, round(seconds / TURN))):
             for case, (_, pipe), found in zip(cases, workers, times, strict=True):

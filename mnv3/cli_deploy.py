@@ -35,7 +35,7 @@ def add_commands(command: Command, positive: Callable[[str], int]) -> None:
     sub.add_argument("--force", action="store_true", help="replace the file if it is there")
 
     sub = command("quantize", run_quantize, "Write a model with 8-bit integers, if it keeps its accuracy.")
-    _add_model_and_file(sub, positive, "onnx or openvino", "ARCH.int8")
+    _add_model_and_file(sub, positive, "onnx, openvino, executorch, tflite or pt2", "ARCH.int8")
     sub.add_argument(
         "--calibrate", required=True, nargs="+", metavar="FILE|FOLDER", help="pictures like those that it will see"
     )

@@ -64,10 +64,10 @@ def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     return model.eval()
 
 
-def needs(to: str, *, quantize: bool = False) -> None:
+def needs(to: str, *, int8: bool = False) -> None:
     """Skip the test where the packages of a format are missing."""
     entry = mnv3.deploy.FORMATS[to]
-    for module in entry.modules + (entry.int8_modules if quantize else ()):
+    for module in entry.runtime + entry.writers + (entry.int8_writers if int8 else ()):
         pytest.importorskip(module, reason=f"needs pip install 'mnv3[{entry.extra}]'")
 
 

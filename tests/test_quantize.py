@@ -44,14 +44,14 @@ def some(tmp_path):
 @pytest.mark.parametrize("to", TARGETS)
 def test_accuracy_on_real_pictures(net, mini, tmp_path, to):
     """1,000 pictures; benchmarks/int8.py has all 10,000."""
-    needs(to, quantize=True)
+    needs(to, int8=True)
     file = tmp_path / f"net{FORMATS[to].suffix}"
     report = quantize(net, file, to=to, calibrate=mini / "train", evaluate=data.load(str(mini), "test"), max_drop=1.5)
     assert report.calibrated == 400
     assert report.drop <= 1.5
     assert report.agreement >= 95
-    # of a net so small, OpenVINO's .xml is a large part
-    assert report.bytes <= (0.34 if to == "openvino" else 0.3) * report.float_bytes
+    # of a net so small, the graph in an .xml is a sixth
+    assert report.bytes <= (0.32 if to == "openvino" else 0.3) * report.float_bytes
     int8.CHECKS[to](file)
     exported = load(file)
     assert exported.metadata["int8"] is True
@@ -62,11 +62,27 @@ def test_accuracy_on_real_pictures(net, mini, tmp_path, to):
 @pytest.mark.slow
 @pytest.mark.parametrize("to", TARGETS)
 def test_float_is_no_int8(net, tmp_path, to):
-    needs(to, quantize=True)
+    needs(to, int8=True)
     file = tmp_path / f"net{FORMATS[to].suffix}"
     mnv3.deploy.export(net, file, to=to)
     with pytest.raises(ValueError, match="not an 8-bit model"):
         int8.CHECKS[to](file)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", TARGETS)
+@pytest.mark.parametrize("name", ["tf_mobilenetv3_small_100", "tf_mobilenetv3_large_minimal_100"])
+def test_real_weights(shared, tmp_path, to, name):
+    """Agreement with float32 on pictures that were not calibrated on; benchmarks/int8.py has more of them."""
+    needs(to, int8=True)
+    model = mnv3.load_checkpoint(shared / "weights" / "hub" / "timm" / f"{name}.in1k").eval()
+    pictures = sorted((shared / "images" / "imagenet_half").iterdir())
+    file = tmp_path / f"net{FORMATS[to].suffix}"
+    report = quantize(model, file, to=to, calibrate=pictures[::5])
+    assert report.bytes <= 0.3 * report.float_bytes
+    exported, x = load(file), verify.inputs(model, 224, pictures[1::5], count=100)
+    with torch.inference_mode():
+        assert (exported(x).argmax(1) == model(x).argmax(1)).float().mean() >= 0.86
 
 
 def onnx_of(model, some, tmp_path, **options):

@@ -98,7 +98,7 @@ def export(
     check_new(file, exist_ok=exist_ok)
     size = side(model, size)
     with quiet():
-        runtime.require(to)
+        runtime.require(to, write=True)
     options = {"normalize": normalize, "softmax": softmax}
     whole = deployable(model, **options)
     metadata = describe(model, to=to, size=size, batch=batch, dynamic=dynamic, half=half, **options)
@@ -165,7 +165,7 @@ def describe(
     from safetensors.torch import save as as_bytes
 
     cfg = model.pretrained_cfg
-    packages = ("torch", "timm", *FORMATS[to].modules)
+    packages = ("torch", "timm", *FORMATS[to].runtime, *FORMATS[to].writers)
     known = importlib.metadata.packages_distributions()  # reads all of them
     versions = {name: importlib.metadata.version(known.get(name, [name])[0]) for name in packages}
     versions = {"mnv3": __version__} | versions

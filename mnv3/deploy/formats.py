@@ -3,6 +3,7 @@
 import hashlib
 import json
 import tempfile
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -177,6 +178,12 @@ def attach(file: Path, metadata: dict[str, Any]) -> None:
         del model  # it reads the .bin as it goes
         for suffix in (".bin", ".xml"):
             again.with_suffix(suffix).replace(file.with_suffix(suffix))
+        # its indentation is half of the .xml, and a tenth of an 8-bit model
+        lines = (line.strip() for line in file.read_text(encoding="utf-8").splitlines())
+        file.write_text("\n".join(lines), encoding="utf-8")
+    elif to == "pt2":
+        with zipfile.ZipFile(file, "a") as archive:
+            archive.writestr(f"{archive.namelist()[0].partition('/')[0]}/extra/{METADATA}", text)
     else:
         metadata = metadata | {"files": digests(file)}
         beside(file).write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
@@ -199,9 +206,10 @@ class Format:
 
     suffix: str
     write: Callable[[Graph, Path], None]
-    modules: tuple[str, ...] = ()  # to import
+    runtime: tuple[str, ...] = ()  # modules to import to run it
+    writers: tuple[str, ...] = ()  # and besides those to write it,
+    int8_writers: tuple[str, ...] = ()  # and besides those for its 8-bit form
     extra: str = "deploy"  # of setup.cfg, which has them
-    int8_modules: tuple[str, ...] = ()  # for the 8-bit form, besides; of the same extra
     dynamic: tuple[str, ...] = ()  # what may be dynamic in it
     half: bool = False  # whether it can have float16 weights
     batches: bool = True  # whether it can take more than one picture at a time
@@ -213,23 +221,27 @@ class Format:
 
 
 FORMATS = {
-    "pt2": Format(".pt2", write_pt2, dynamic=("batch", "size")),
+    "pt2": Format(".pt2", write_pt2, int8_writers=("torchao",), dynamic=("batch", "size")),
     "torchscript": Format(".torchscript", write_torchscript, dynamic=("batch", "size")),
-    "onnx": Format(".onnx", write_onnx, ("onnx", "onnxscript", "onnxruntime"), dynamic=("batch", "size"), half=True),
+    "onnx": Format(".onnx", write_onnx, ("onnxruntime",), ("onnx", "onnxscript"), dynamic=("batch", "size"), half=True),
     "openvino": Format(
         ".xml",
         write_openvino,
-        ("openvino", "onnx", "onnxscript"),
-        int8_modules=("nncf",),
+        ("openvino",),
+        ("onnx", "onnxscript"),
+        ("nncf",),
         dynamic=("batch", "size"),
         half=True,
     ),
-    "executorch": Format(".pte", write_executorch, ("executorch",), "executorch", own_metadata=False),
+    "executorch": Format(
+        ".pte", write_executorch, ("executorch",), (), ("torchao",), extra="executorch", own_metadata=False
+    ),
     "tflite": Format(
         ".tflite",
         write_tflite,
-        ("litert_torch", "ai_edge_litert"),
-        "litert",
+        ("ai_edge_litert",),
+        ("litert_torch", "ai_edge_quantizer"),
+        extra="litert",
         half=True,
         layout="NHWC",
         own_metadata=False,
@@ -237,12 +249,15 @@ FORMATS = {
     "ncnn": Format(
         ".param",
         write_ncnn,
-        ("pnnx", "ncnn"),
-        "ncnn",
+        ("ncnn",),
+        ("pnnx",),
+        extra="ncnn",
         half=True,
         batches=False,
         takes_bytes=False,
         own_metadata=False,
     ),
-    "coreml": Format(".mlpackage", write_coreml, ("coremltools",), "coreml", half=True, takes_bytes=False),
+    "coreml": Format(
+        ".mlpackage", write_coreml, writers=("coremltools",), extra="coreml", half=True, takes_bytes=False
+    ),
 }

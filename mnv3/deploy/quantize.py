@@ -91,7 +91,7 @@ def quantize(
     check_model(model, to, format_named(to), file)
     check_new(file, exist_ok=force)
     with quiet():
-        runtime.require(to, quantize=True)
+        runtime.require(to, int8=True)
     size = side(model, size)
     batches = list(pictures(model, calibrate, size))
     count = sum(map(len, batches))

@@ -81,8 +81,10 @@ def load(file: str | os.PathLike, *, threads: int | None = None) -> Exported:
         raise ValueError(f"{file}: only a Mac or an iPhone runs Core ML's files")
     with quiet():
         require(name)
+    metadata = None
     if not FORMATS[name].own_metadata:
-        _check_whole(file)
+        metadata = _metadata(file, None)
+        _check_whole(file, metadata)
     try:
         with quiet():
             run, text = OPENERS[name](file, threads or torch.get_num_threads())
@@ -91,16 +93,15 @@ def load(file: str | os.PathLike, *, threads: int | None = None) -> Exported:
     except Exception as error:  # every runtime has its own
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise WeightsError(f"{file}: {name} cannot open it: damaged, or of another version? {reason[:300]}") from error
-    metadata = _metadata(file, text)
     try:
-        return Exported(metadata, run)
+        return Exported(metadata or _metadata(file, text), run)
     except (KeyError, TypeError, IndexError) as error:
         raise WeightsError(f"{file}: what it says of itself is not whole ({error}): not written by mnv3?") from None
 
 
-def _check_whole(file: Path) -> None:
+def _check_whole(file: Path, metadata: dict[str, Any]) -> None:
     """Raise WeightsError unless a file is what was written: some runtimes take the process down with a damaged one."""
-    expected = _metadata(file, None).get("files")
+    expected = metadata.get("files")
     try:
         found = digests(file)
     except FileNotFoundError as error:
@@ -117,9 +118,10 @@ def format_of(file: Path) -> str | None:
     return next((name for name, entry in FORMATS.items() if entry.suffix == file.suffix.lower()), None)
 
 
-def require(name: str, *, quantize: bool = False) -> None:
-    """Raise ImportError with the command that helps unless the packages of a format can be imported."""
-    for module in FORMATS[name].modules + (FORMATS[name].int8_modules if quantize else ()):
+def require(name: str, *, write: bool = False, int8: bool = False) -> None:
+    """Raise ImportError with the command that helps unless what runs a format, or writes it, can be imported."""
+    entry = FORMATS[name]
+    for module in entry.runtime + (entry.writers if write or int8 else ()) + (entry.int8_writers if int8 else ()):
         try:
             importlib.import_module(module)
         except ImportError as error:
@@ -168,6 +170,8 @@ def _metadata(file: Path, text: str | None) -> dict[str, Any]:
 
 
 def _open_pt2(file: Path, threads: int) -> tuple[Run, str]:
+    from torch.ao.quantization.fx import _decomposed  # noqa: F401  it registers the operators of 8-bit files
+
     extra = {METADATA: ""}
     module = torch.export.load(file, extra_files=extra).module()
     return lambda x: module(x), extra[METADATA]  # no module, whose modes are not to be set
