@@ -150,13 +150,21 @@ def build(name: str) -> nn.Module:
         return create_model(name, pretrained="." in name).eval()
     library, _, rest = name.rpartition("/")
     if library in ("", "timm") and timm.is_model(rest):
-        return timm.create_model(rest).eval()
+        return _alive(timm.create_model(rest).eval())
     if library in ("", "torchvision"):
         import torchvision
 
         if rest in torchvision.models.list_models(torchvision.models):
-            return torchvision.models.get_model(rest).eval()
+            return _alive(torchvision.models.get_model(rest).eval())
     raise ValueError(f"no model {name!r} in mnv3, timm or torchvision. {choices(name, VARIANTS)}")
+
+
+def _alive(model: nn.Module) -> nn.Module:
+    """Ones in norms that start at zero: the branches that they end give nothing, and some runtimes leave them out."""
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 1 and name.endswith("weight") and not parameter.any():
+            nn.init.ones_(parameter)
+    return model
 
 
 def _write(name: str, to: str, batch: int, size: int, file: Path) -> None:
