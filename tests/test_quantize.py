@@ -1,6 +1,7 @@
 """mnv3 quantize: real 8 bits, near the float model's accuracy, or no file."""
 
 import logging
+import platform
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from mnv3 import cli, data
 from mnv3.data import DataError
 from mnv3.deploy import FORMATS, int8, load, quantize, verify
 from mnv3.deploy.export import deployable
+from mnv3.deploy.int8 import prepare
 from mnv3.errors import ExportError
 
 TARGETS = list(int8.WRITERS)
@@ -57,6 +59,24 @@ def test_accuracy_on_real_pictures(net, mini, tmp_path, to):
     assert exported.metadata["int8"] is True
     assert exported.metadata["calibrated"] == 400
     assert exported(torch.zeros(3, 3, 32, 32)).shape == (3, 10)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="oneDNN's 8-bit operators are those of x86")
+def test_pt2_becomes_8_bit_operators(net, some, tmp_path):
+    """The file has quantised operators; on x86 they become oneDNN's, of 8 bits."""
+    needs("pt2", int8=True)
+    from torchao.quantization.pt2e.inductor_passes import x86
+    from torchao.quantization.pt2e.lowering import lower_pt2e_quantized_to_x86
+
+    report = quantize(net, tmp_path / "net.pt2", to="pt2", calibrate=some, force=True)
+    load(report.file)  # which registers the operators of such files
+    program = torch.export.load(report.file)
+    x86._register_quantization_weight_pack_pass()
+    lowered = lower_pt2e_quantized_to_x86(program.module(check_guards=False), (torch.zeros(1, 3, 32, 32),))
+    names = [str(node.target) for node in lowered.graph.nodes]
+    layers = sum(isinstance(module, (nn.Conv2d, nn.Linear)) for module in net.modules())
+    assert sum("onednn.q" in name for name in names) >= layers - prepare.FLOAT_LAYERS
 
 
 @pytest.mark.slow
