@@ -406,7 +406,7 @@ def test_missing_packages(net, monkeypatch, tmp_path, to, module):
     assert not list(tmp_path.iterdir())
     file.touch()
     if to != "coreml":  # what only writes it is not asked for to run it
-        error, said = (ImportError, message) if module in entry.runtime else (WeightsError, "")
+        error, said = (ImportError, message) if module in entry.runtime else (WeightsError, None)
         with pytest.raises(error, match=said):
             load(file)
     config = configparser.ConfigParser()

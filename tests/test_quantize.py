@@ -110,7 +110,8 @@ def onnx_of(model, some, tmp_path, **options):
     return quantize(model, tmp_path / "net.onnx", to="onnx", calibrate=some, **options)
 
 
-def test_one_channel_nearly_dead_and_one_dead(net, some, tmp_path):
+@pytest.mark.parametrize("to", ["onnx", *(pytest.param(to, marks=pytest.mark.slow) for to in TARGETS if to != "onnx")])
+def test_one_channel_nearly_dead_and_one_dead(net, some, tmp_path, to):
     """Their weights have next to no scale, their biases would overflow 32 bits."""
     model = mnv3.load_checkpoint(mnv3.save(net, tmp_path / "net")).eval()
     layer = model.blocks[5].depthwise
@@ -121,7 +122,8 @@ def test_one_channel_nearly_dead_and_one_dead(net, some, tmp_path):
         layer.conv.weight[1] = 0.0
         layer.norm.bias[1] = 0.0
         layer.norm.running_mean[1] = 0.0
-    report = onnx_of(model, some, tmp_path)
+    needs(to, int8=True)
+    report = quantize(model, tmp_path / f"net{FORMATS[to].suffix}", to=to, calibrate=some)
     x = verify.inputs(model, 32, some)
     with torch.inference_mode():
         found, expected = load(report.file)(x), model(x)
