@@ -57,12 +57,21 @@ def _shipped() -> list[Path]:
     return [folder.relative_to(here) if folder.is_relative_to(here) else folder for folder in found]
 
 
+def _quiet_bars() -> None:
+    """No progress bars of the Hub's client into a file or a pipe."""
+    from huggingface_hub.utils import disable_progress_bars
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+
+
 def run_push(args: argparse.Namespace) -> int:
     """`mnv3 push FOLDER ...`."""
     from .publish import push
 
     if bool(args.folders) == args.all:
         raise ValueError("give folders to push, or --all")
+    _quiet_bars()
     folders = args.folders or _shipped()
     if args.repo and len(folders) > 1:
         raise ValueError(f"--repo {args.repo} is for one folder, and there are {len(folders)}: set MNV3_NAMESPACE")
@@ -76,6 +85,7 @@ def run_pull(args: argparse.Namespace) -> int:
     """`mnv3 pull SOURCE [OUT]`."""
     from .publish import pull
 
+    _quiet_bars()
     folder = pull(args.source, args.out, revision=args.revision, exist_ok=args.force)
     print(f"wrote {folder}: try `mnv3 predict --checkpoint {folder} PICTURE`")
     return 0
@@ -85,6 +95,7 @@ def run_verify(args: argparse.Namespace) -> int:
     """`mnv3 verify [SOURCE ...]`."""
     from .verify import verify
 
+    _quiet_bars()
     failed = 0
     for source in args.sources or _shipped():
         try:

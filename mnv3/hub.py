@@ -4,6 +4,7 @@ A file of the Hub or of a URL is checked against its SHA-256 and, if damaged, fe
 raises `WeightsError` with the reason; nothing here answers with other weights than those asked for.
 """
 
+import json
 import os
 import re
 from collections.abc import Callable
@@ -20,7 +21,8 @@ from .files import damage, digest, weights_in
 
 PACKAGE = Path(__file__).resolve().parent
 NAMESPACE = "MNV3_NAMESPACE"  # the environment variable
-TOKEN = re.compile(r"(?<=Bearer )[^\s'\"]+|\bhf_\w+")  # in a message
+NO_JSON = "does not answer as the Hub does: is there a login page or a proxy in between, or a mirror that is not whole?"
+TOKEN = re.compile(r"(?<=Bearer )[^\s'\"]+|\bhf_[\w.-]{16,}")  # in a message
 LOCAL_WEIGHTS = (PACKAGE / "weights", PACKAGE.parent / "weights")  # in a wheel; in a checkout or a torch.hub copy
 
 
@@ -207,6 +209,8 @@ def problem(error: Exception, repo: str, filename: str, revision: str | None) ->
         return f"{server} has had too many requests (HTTP 429): wait some minutes, or set HF_TOKEN for a higher limit"
     if due_to(errors.FileMetadataError):
         return f"{server} answers without the Hub's headers for {what}: is it a full mirror? ({root_cause(error)})"
+    if due_to(json.JSONDecodeError):
+        return f"{server} {NO_JSON}"
     if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError):
         return f"cannot write {what} to the cache: {error}. Free some space, or set HF_HOME or cache_dir"
     return f"cannot fetch {what} from {server}{via(server)}: {root_cause(error)}"

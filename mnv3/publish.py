@@ -6,6 +6,7 @@ logits were found to be what the catalog says. The Hub's own client does all the
 
 import filecmp
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -20,7 +21,7 @@ from .cards import CARD_FILE
 from .catalog import find, split_name
 from .errors import PublishError, WeightsError
 from .factory import check_architecture, create_model
-from .verify import NAMES, REQUIRED, check, download, record_at, verify
+from .verify import NAMES, REQUIRED, calling, check, download, record_at, verify
 
 __all__ = ["Push", "pull", "push", "verify"]
 
@@ -126,12 +127,14 @@ def push(
         copy = Path(copies)
         left_out = _copy_known(folder, copy)
         record = check(copy, source=str(folder)).record
-        if not cards.same((copy / CARD_FILE).read_text(encoding="utf-8", errors="replace"), cards.card(record, copy)):
-            raise WeightsError(
-                f"{folder}/{CARD_FILE} is not the card of {record.name} in the catalog: `mnv3 card {folder}` writes it"
-            )
         repo = repo or hub.repo_of(record)
-        (copy / CARD_FILE).write_text(cards.card(record, copy, repo=repo), encoding="utf-8")
+        with calling(copy, str(folder)):
+            card = cards.card(record, copy)
+            if not cards.same((copy / CARD_FILE).read_text(encoding="utf-8", errors="replace"), card):
+                raise WeightsError(
+                    f"{copy / CARD_FILE} is not the card of {record.name} in the catalog: `mnv3 card {copy}` writes it"
+                )
+            (copy / CARD_FILE).write_text(cards.card(record, copy, repo=repo), encoding="utf-8")
         with _explained(repo):
             remote = _Remote(repo, branch, writes=not dry_run)
             if private and remote.exists and not remote.private:
@@ -279,6 +282,8 @@ def _problem(error: Exception, repo: str) -> str:
         return f"{server} has had too many requests (HTTP 429): wait {wait[1] if wait else '300'} seconds. {AGAIN}"
     if status == 400 or "Invalid metadata" in str(error):
         return f"{server} refuses it: {hub.TOKEN.sub('***', ' '.join(str(error).split()))}"
+    if due_to(json.JSONDecodeError):
+        return f"{server} {hub.NO_JSON}"
     if status and status >= 500:
         return f"{server} is in trouble (HTTP {status}). {AGAIN}"
     if any("xet" in f"{type(cause).__module__} {cause}".lower() for cause in chain):

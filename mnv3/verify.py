@@ -1,6 +1,8 @@
 """Weights against the catalog, in folders and in repositories: hash, configuration, strict load, golden logits."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +60,7 @@ def check(folder: str | os.PathLike, record: Checkpoint | None = None, *, source
     """
     folder = Path(folder)
     name = source or str(folder)
-    try:
+    with calling(folder, name):
         record = record or record_of(folder)
         weights = files.weights_in(folder)
         if damage := files.damage(weights, record.sha256):
@@ -72,10 +74,17 @@ def check(folder: str | os.PathLike, record: Checkpoint | None = None, *, source
         deviation = None
         if record.ours or (folder / GOLDEN_FILE).is_file():
             deviation = _golden_deviation(model, files.read_checkpoint(folder / GOLDEN_FILE))
+    return Check(name, record, files.digest(weights), len(model.state_dict()), deviation)
+
+
+@contextmanager
+def calling(folder: Path, name: str) -> Iterator[None]:
+    """Let errors about a folder call it by a name that the user knows."""
+    try:
+        yield
     except WeightsError as error:
         text = str(error).replace(str(folder), name)
         raise WeightsError(text if text.startswith(name) else f"{name}: {text}") from error
-    return Check(name, record, files.digest(weights), len(model.state_dict()), deviation)
 
 
 def verify(source: str | os.PathLike) -> Check:

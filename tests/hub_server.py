@@ -168,7 +168,7 @@ class HubServer(ThreadingHTTPServer):
 
     def commit(self, repo: str, branch: str, files: dict[str, bytes], deleted: set[str] = frozenset()) -> str:
         """A new commit, whole before it has its name."""
-        number = f"{len(self.commits(repo)) + 1:040x}"
+        number = f"{len(self.commits(repo)) + 1:07x}" + os.urandom(17).hex()[:33]  # the last by name is the newest
         found = self.snapshot(repo, branch) if self.commits(repo) else None
         draft = self.folder / repo / ".draft"
         shutil.rmtree(draft, ignore_errors=True)

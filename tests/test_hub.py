@@ -13,7 +13,6 @@ import textwrap
 import time
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import timm
@@ -75,14 +74,6 @@ def fails(message, **kwargs):
         load(**kwargs)
     assert "\n" not in str(info.value)
     return str(info.value)
-
-
-@pytest.fixture
-def no_waiting(monkeypatch):
-    """The client's retries without the pauses between them."""
-    quick = SimpleNamespace(sleep=lambda seconds: None, time=time.time)
-    monkeypatch.setattr("huggingface_hub.file_download.time", quick)
-    monkeypatch.setattr("huggingface_hub.utils._http.time", quick)
 
 
 def same_logits(model, reference):
