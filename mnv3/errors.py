@@ -24,7 +24,7 @@ class ExportError(RuntimeError):
 
 
 class PublishError(RuntimeError):
-    """A weights folder could not be published; the repository is as it was, and the message says what to do."""
+    """A weights folder could not be published; nothing is by halves, and the message says what to do."""
 
 
 def one_line(error: object) -> str:

@@ -120,7 +120,7 @@ def push(
 
     Raises:
         WeightsError: Hash, card, configuration, tensors, golden logits and catalog do not agree.
-        PublishError: The Hub refuses it or cannot be reached. The repository is as it was.
+        PublishError: The Hub refuses it or cannot be reached; the branch has the files of before, all of them.
     """
     folder, branch = Path(folder), revision or "main"
     with tempfile.TemporaryDirectory() as copies:  # so that what is checked is what is sent
@@ -182,18 +182,18 @@ class _Remote:
         except RevisionNotFoundError:
             self.private = bool(self.api.model_info(self.repo).private)
 
-    def hashes(self, names: tuple[str, ...]) -> dict[str, str]:
-        """SHA-256 of the large files among those at the branch's head, git's hash of the others."""
-        if not self.head:
-            return {}
-        found = self.api.get_paths_info(self.repo, list(names), revision=self.head)
-        return {file.path: file.lfs.sha256 if getattr(file, "lfs", None) else file.blob_id for file in found}
-
     def differing(self, folder: Path) -> tuple[str, ...]:
-        """The files of a folder that the branch has not got, or has others of."""
+        """The files of a folder that the branch's head has not got, or has others of."""
         names = tuple(name for name in NAMES if (folder / name).is_file())
-        there = self.hashes(names)
-        return tuple(n for n in names if there.get(n) not in (files.digest(folder / n), _git_hash(folder / n)))
+        found = self.api.get_paths_info(self.repo, list(names), revision=self.head) if self.head else ()
+        there = {entry.path: entry for entry in found}
+
+        def same(name: str) -> bool:
+            if lfs := getattr(there.get(name), "lfs", None):
+                return lfs.sha256 == files.digest(folder / name)
+            return getattr(there.get(name), "blob_id", None) == _git_hash(folder / name)
+
+        return tuple(name for name in names if not same(name))
 
     def create(self, *, private: bool) -> None:
         """Make the repository and the branch, where they are missing."""
@@ -218,6 +218,7 @@ class _Remote:
 
 
 def _git_hash(file: Path) -> str:
+    """What git calls a file's content."""
     data = file.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 

@@ -1,6 +1,7 @@
 """Weights against the catalog, in folders and in repositories: hash, configuration, strict load, golden logits."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -123,7 +124,8 @@ def record_of(folder: Path) -> Checkpoint:
         if (record.arch, record.tag) == (config["architecture"], tag):
             return record
     raise WeightsError(
-        f"{CONFIG_FILE} names {config['architecture']}.{tag}, which the catalog (mnv3 list) does not have"
+        f"{CONFIG_FILE} names {config['architecture']}.{tag}, which the catalog does not have: add it to "
+        "mnv3/catalog.py, or publish what is not of this project with `hf upload`"
     )
 
 
@@ -174,10 +176,18 @@ def _golden_deviation(model: nn.Module, golden: dict[str, Tensor]) -> float:
 
 
 def download(repo: str, revision: str | None, record: Checkpoint | None) -> Path:
-    """The files of one commit of a repository, in the Hub's cache; the weights verified."""
-    from huggingface_hub import snapshot_download
+    """The files of one commit of a repository, in the Hub's cache; the weights verified.
 
+    What the Hub has now, or an error: the cache alone only for a full commit, and where HF_HUB_OFFLINE is set.
+
+    Raises:
+        WeightsError: They cannot be had.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    asks = not hub.offline() and not re.fullmatch("[0-9a-f]{40}", revision or "")
     try:
+        head = HfApi(endpoint=hub.endpoint()).model_info(repo, revision=revision).sha if asks else None
         folder = snapshot_download(
             repo,
             revision=revision,
@@ -190,4 +200,6 @@ def download(repo: str, revision: str | None, record: Checkpoint | None) -> Path
     except Exception as error:  # the client, its transport and the file system each have their own
         raise WeightsError(hub.problem(error, repo, "the weights folder", revision)) from error
     commit = Path(folder).name
+    if head not in (None, commit):  # where the Hub is lost, the client takes what the cache has
+        raise WeightsError(f"{repo} was changed, or {hub.endpoint()} lost, while it was fetched: run it again")
     return hub.fetch_hub(repo, revision=commit, sha256=record.sha256 if record else None).parent
