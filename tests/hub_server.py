@@ -9,7 +9,7 @@ server does. As on the real Hub, weights have the SHA-256 as their ETag, other f
 
 It takes what the client sends to publish, too: create_repo, create_branch, preupload, LFS objects (batch, upload,
 verify), commit. A repository that was created so has a folder per commit, numbered. Any token opens everything, unless
-`HubServer.tokens` says what which may write to.
+`HubServer.tokens` says what which may write to. It speaks plain LFS, not Xet: set HF_HUB_DISABLE_XET=1 for uploads.
 """
 
 import argparse

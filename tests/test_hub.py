@@ -306,6 +306,7 @@ def test_a_server_that_states_no_size(server, theirs):
     [
         ("bad-token", "http://127.0.0.1:.* wants another token than that of HF_TOKEN or `hf auth login`"),
         ("busy", "cannot fetch model.safetensors .*503"),
+        ("limited", r"has had too many requests \(HTTP 429\): wait some minutes, or set HF_TOKEN"),
         ("bare", "answers without the Hub's headers for model.safetensors .*full mirror"),
         ("gated-401", "timm/mobilenetv3_small_050.lamb_in1k is gated: ask for access on its page and set HF_TOKEN"),
         ("gated-403", "is gated: ask for access"),
