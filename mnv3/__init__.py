@@ -5,12 +5,12 @@
 
 __version__ = "0.1.0"
 
-from . import timm_models
+from . import publish, timm_models
 from .arch import Arch, Bneck
 from .catalog import CATALOG, Checkpoint
 from .convert import convert_state_dict
 from .deploy import fuse
-from .errors import TrainingStopped, WeightsError
+from .errors import PublishError, TrainingStopped, WeightsError
 from .evaluate import evaluate
 from .factory import class_names, create_model, load_checkpoint, transforms
 from .files import save
@@ -25,6 +25,7 @@ __all__ = [
     "Bneck",
     "Checkpoint",
     "MobileNetV3",
+    "PublishError",
     "TrainingStopped",
     "WeightsError",
     "class_names",
@@ -35,6 +36,7 @@ __all__ = [
     "fuse",
     "load_checkpoint",
     "predict",
+    "publish",
     "save",
     "set_bn_eps",
     "timm_models",

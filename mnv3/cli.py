@@ -9,8 +9,8 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from . import __version__, arch, catalog, cli_deploy, cli_train
-from .errors import ExportError, TrainingStopped, WeightsError
+from . import __version__, arch, catalog, cli_deploy, cli_hub, cli_train
+from .errors import ExportError, PublishError, TrainingStopped, WeightsError, one_line
 
 DEFAULT_MODEL = "mnv3_small_cifar.cifar10"  # its weights ship with mnv3
 
@@ -32,19 +32,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if args.debug:
             raise
-        print(_one_line(_reason(error)), file=sys.stderr)
+        print(one_line(_reason(error)), file=sys.stderr)
         return 130 if getattr(error, "interrupted", False) else 1
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
-    expected = (ValueError, WeightsError, ExportError, TrainingStopped, OSError, ImportError)
+    expected = (ValueError, WeightsError, ExportError, PublishError, TrainingStopped, OSError, ImportError)
     return str(error) if isinstance(error, expected) and str(error) else f"{type(error).__name__}: {error}"
-
-
-def _one_line(message: str) -> str:
-    return f"mnv3: {' '.join(message.split())}"
 
 
 def _set_up_output(debug: bool) -> None:
@@ -74,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("list", list_models, "List the models and their published weights.")
     sub.add_argument("--pretrained", action="store_true", help="only names with weights, as arch.tag")
     sub.add_argument("--json", action="store_true", help="one JSON object a line")
+    sub.add_argument("--markdown", action="store_true", help="a table for README.md")
 
     sub = command("info", info, "Show a model's table: blocks, channels, parameters, MACs, weights.")
     sub.epilog = "Columns as in the paper: exp size, #out, SE, NL (RE: ReLU, HS: h-swish), s: stride."
@@ -119,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--force", action="store_true", help="replace OUT if it is a weights folder")
     cli_train.add_commands(command, _positive)
     cli_deploy.add_commands(command, _positive)
+    cli_hub.add_commands(command)
     return parser
 
 
@@ -164,11 +162,17 @@ def list_models(args: argparse.Namespace) -> int:
         for entry in entries:
             print(json.dumps(entry))
         return 0
-    rows = [("name", "params/M", "MACs/M", "px", "classes", "top-1/%", "weights")]
+    rows = [("name", "params/M", "MACs/M", "px", "classes", "top-1/%", "weights", "licence")]
     for e in entries:
         numbers = (f"{e['params'] / 1e6:.2f}", f"{e['macs'] / 1e6:.1f}", e["size"], e["num_classes"])
-        rows.append((e["name"], *numbers, f"{e['top1']:.3f}" if e["top1"] else "-", e["source"] or "-"))
-    print("\n".join(_table(rows, "<>>>>><")))
+        top1 = f"{e['top1']:.3f}" if e["top1"] else "-"
+        rows.append((e["name"], *numbers, top1, e["source"] or "-", e["license"] or "-"))
+    if args.markdown:
+        from .cards import table
+
+        print(table(rows, "<>>>>><<"))
+    else:
+        print("\n".join(_table((row[:-1] for row in rows), "<>>>>><")))
     return 0
 
 
@@ -251,7 +255,7 @@ def predict(args: argparse.Namespace) -> int:
         for prediction in bar:
             if prediction.error:
                 failed += 1
-                bar.write(_one_line(prediction.error), file=sys.stderr)
+                bar.write(one_line(prediction.error), file=sys.stderr)
             elif args.json:
                 print(json.dumps({"file": str(prediction.file), "topk": prediction.topk}), flush=True)
             else:

@@ -23,6 +23,15 @@ class ExportError(RuntimeError):
     """A model could not be written for another runtime, or gives something else there; nothing was left behind."""
 
 
+class PublishError(RuntimeError):
+    """A weights folder could not be published; nothing is by halves, and the message says what to do."""
+
+
+def one_line(error: object) -> str:
+    """A message as the command line shows it."""
+    return f"mnv3: {' '.join(str(error).split())}"
+
+
 def choices(given: str, allowed: Iterable[str], *, limit: int = 20) -> str:
     """Near misses of `given` first, then the allowed names, as the tail of an error message."""
     allowed = list(allowed)

@@ -14,7 +14,8 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -227,20 +228,38 @@ def save(model: nn.Module, folder: str | os.PathLike, *, exist_ok: bool = False,
     folder = Path(folder).resolve()
     model = unwrapped(model)
     contents = weights_files(model, **config)  # before anything is written
-    _check_replaceable(folder, exist_ok)
+    with new_folder(folder, exist_ok=exist_ok) as new:
+        for name, content in contents.items():
+            (new / name).write_bytes(content)
+    return folder
+
+
+@contextmanager
+def new_folder(
+    folder: Path, *, exist_ok: bool = False, names: Iterable[str] = (CONFIG_FILE, WEIGHTS_FILE, GOLDEN_FILE)
+) -> Iterator[Path]:
+    """A folder to write into, which appears under its name at the end of the block, or not at all.
+
+    Args:
+        folder: Its name, absolute.
+        exist_ok: Replace one that is there, if it has no other files than `names`.
+        names: Those that may be replaced.
+
+    Raises:
+        FileExistsError: It may not be replaced.
+    """
+    _check_replaceable(folder, exist_ok, names)
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         new = draft / "new"
         new.mkdir()
-        for name, content in contents.items():
-            (new / name).write_bytes(content)
+        yield new
         if folder.exists():
             folder.replace(draft / "old")
         new.replace(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    return folder
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -254,10 +273,14 @@ def weights_files(model: nn.Module, **config: Any) -> dict[str, bytes]:
     from timm.models._hub import save_config_for_hf
 
     args = _build_args(model)
+    if model.num_classes == model.pretrained_cfg.get("num_classes"):
+        config.setdefault("label_names", model.pretrained_cfg.get("label_names"))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / CONFIG_FILE
         save_config_for_hf(model, file, model_config=config, model_args=args)
-        config_json = file.read_bytes()
+        entries = json.loads(file.read_text(encoding="utf-8"))
+    del entries["model_args"]["num_classes"]  # it stands beside them; transformers' wrapper gives it a second time
+    config_json = (json.dumps(entries, indent=2) + "\n").encode()
     weights = as_bytes(plain_tensors(model.state_dict()))
     return {WEIGHTS_FILE: weights, GOLDEN_FILE: as_bytes(golden(model)), CONFIG_FILE: config_json}
 
@@ -304,13 +327,13 @@ def _build_args(model: nn.Module) -> dict[str, Any]:
     return args
 
 
-def _check_replaceable(folder: Path, exist_ok: bool) -> None:
+def _check_replaceable(folder: Path, exist_ok: bool, replaceable: Iterable[str]) -> None:
     if not folder.exists():
         return
     if not exist_ok:
         raise FileExistsError(f"{folder} exists: choose another folder, or replace it (exist_ok=True, --force)")
     names = {file.name for file in folder.iterdir()} if folder.is_dir() else {"a file"}
-    if others := sorted(names - {CONFIG_FILE, WEIGHTS_FILE, GOLDEN_FILE}):
+    if others := sorted(names - set(replaceable)):
         raise FileExistsError(f"{folder} is not only a weights folder and is not replaced: it has {', '.join(others)}")
 
 

@@ -4,7 +4,9 @@ A file of the Hub or of a URL is checked against its SHA-256 and, if damaged, fe
 raises `WeightsError` with the reason; nothing here answers with other weights than those asked for.
 """
 
+import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,9 @@ from .errors import WeightsError
 from .files import damage, digest, weights_in
 
 PACKAGE = Path(__file__).resolve().parent
+NAMESPACE = "MNV3_NAMESPACE"  # the environment variable
+NO_JSON = "does not answer as the Hub does: is there a login page or a proxy in between, or a mirror that is not whole?"
+TOKEN = re.compile(r"(?<=Bearer )[^\s'\"]+|\bhf_[\w.-]{16,}")  # in a message
 LOCAL_WEIGHTS = (PACKAGE / "weights", PACKAGE.parent / "weights")  # in a wheel; in a checkout or a torch.hub copy
 
 
@@ -33,9 +38,15 @@ def fetch(record: Checkpoint, *, cache_dir: str | os.PathLike | None = None) -> 
     """
     if local := local_folder(record):
         return local / WEIGHTS_FILE
-    if record.repo:
-        return fetch_hub(record.repo, revision=record.revision, sha256=record.sha256, cache_dir=cache_dir)
+    if repo := repo_of(record):
+        return fetch_hub(repo, revision=record.revision, sha256=record.sha256, cache_dir=cache_dir)
     return fetch_url(record.url, sha256=record.sha256, cache_dir=cache_dir)
+
+
+def repo_of(record: Checkpoint) -> str | None:
+    """Where on the Hub a checkpoint is; our own in the namespace that MNV3_NAMESPACE names, if it is set."""
+    namespace = os.environ.get(NAMESPACE)
+    return f"{namespace}/{record.name}" if namespace and record.ours else record.repo
 
 
 def local_folder(record: Checkpoint) -> Path | None:
@@ -60,7 +71,7 @@ def fetch_hub(
     def download(damaged: Path | None) -> Path:
         from huggingface_hub import hf_hub_download  # here, so that a setting made after `import mnv3` still counts
 
-        if damaged and _offline():
+        if damaged and offline():
             raise WeightsError("HF_HUB_OFFLINE is set, so it cannot be fetched again: unset it")
         if damaged and not damaged.is_symlink():
             damaged.unlink(missing_ok=True)  # on a file system without symbolic links the client does not replace it
@@ -69,14 +80,14 @@ def fetch_hub(
                 repo,
                 filename,
                 revision=revision,
-                cache_dir=cache_dir or _cache_dir(),
+                cache_dir=cache_dir or default_cache(),
                 force_download=damaged is not None,
-                endpoint=os.environ.get("HF_ENDPOINT") or None,
-                local_files_only=_offline(),
+                endpoint=endpoint(),
+                local_files_only=offline(),
                 library_name="mnv3",
             )
         except Exception as error:  # the client, httpx and the file system each have their own
-            raise WeightsError(_hub_problem(error, repo, filename, revision)) from error
+            raise WeightsError(problem(error, repo, filename, revision)) from error
         return Path(path)
 
     return _verified(download, lambda path: sha256 or _stated_digest(path), f"{filename} of {repo}")
@@ -93,7 +104,7 @@ def fetch_url(url: str, *, sha256: str | None = None, cache_dir: str | os.PathLi
                 folder.mkdir(parents=True, exist_ok=True)
                 torch.hub.download_url_to_file(url, str(path), progress=False)  # writes beside it, then renames
             except Exception as error:
-                raise WeightsError(f"cannot download {url}{_via(url)} to {folder}: {_root_cause(error)}") from error
+                raise WeightsError(f"cannot download {url}{via(url)} to {folder}: {root_cause(error)}") from error
         return path
 
     return _verified(download, lambda path: sha256, url)
@@ -102,19 +113,19 @@ def fetch_url(url: str, *, sha256: str | None = None, cache_dir: str | os.PathLi
 def _verified(download: Callable[[Path | None], Path], sha256_of: Callable[[Path], str | None], name: str) -> Path:
     """Download, check, and once more if the file is damaged; a file that stays damaged is removed."""
     path = download(None)
-    problem = damage(path, sha256_of(path))
-    if problem is None:
+    found = damage(path, sha256_of(path))
+    if found is None:
         return path
     try:
         path = download(path)
     except WeightsError as error:
-        raise WeightsError(f"{name} in the cache is damaged ({problem}: {path}), and {error}") from error
-    problem = damage(path, sha256_of(path))
-    if problem is None:
+        raise WeightsError(f"{name} in the cache is damaged ({found}: {path}), and {error}") from error
+    found = damage(path, sha256_of(path))
+    if found is None:
         return path
     for file in {path.resolve(), path}:
         file.unlink(missing_ok=True)
-    raise WeightsError(f"{name} arrived damaged twice (the server or a mirror has another file?), removed: {problem}")
+    raise WeightsError(f"{name} arrived damaged twice (the server or a mirror has another file?), removed: {found}")
 
 
 def _stated_digest(path: Path) -> str | None:
@@ -123,49 +134,67 @@ def _stated_digest(path: Path) -> str | None:
     return blob if len(blob) == 64 else None
 
 
-def _cache_dir() -> Path | None:
+def endpoint() -> str:
+    """The server of the Hub that the environment now names."""
+    from huggingface_hub import constants
+
+    return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+
+
+def default_cache() -> Path | None:
     """Where the environment now says that the Hub's cache is; the client read it when it was imported."""
     home = os.environ.get("HF_HOME")
     folder = os.environ.get("HF_HUB_CACHE") or (f"{home}/hub" if home else "")
     return Path(folder).expanduser() if folder else None
 
 
-def _offline() -> bool:
+def offline() -> bool:
+    """Whether the environment now forbids the Hub's client the network."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
-def _causes(error: BaseException) -> list[BaseException]:
-    """An error, what it was raised from, and so on."""
-    causes = [error]
-    while cause := causes[-1].__cause__ or causes[-1].__context__:
-        causes.append(cause)
-    return causes
+def causes(error: BaseException) -> list[BaseException]:
+    """An error, what it was raised from, and so on; the client wraps some of its own."""
+    chain = [error]
+    while cause := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(cause)
+    return chain
 
 
-def _root_cause(error: BaseException) -> str:
-    root = _causes(error)[-1]
-    return f"{type(root).__name__}: {str(root).strip().splitlines()[0] if str(root).strip() else 'no details'}"
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status that an error of the client came from."""
+    responses = [getattr(cause, "response", None) for cause in causes(error)]
+    return next((response.status_code for response in responses if response is not None), None)
 
 
-def _via(url: str) -> str:
+def root_cause(error: BaseException) -> str:
+    """Type and first line of what an error began with, without any token in it."""
+    root = causes(error)[-1]
+    text = str(root).strip().splitlines()[0] if str(root).strip() else "no details"
+    return f"{type(root).__name__}: {TOKEN.sub('***', text)}"
+
+
+def via(url: str) -> str:
+    """The proxy that the environment puts before a URL, in words."""
     scheme = urlsplit(url).scheme
     return f" through the proxy of {scheme.upper()}_PROXY" if scheme in getproxies() else ""
 
 
-def _hub_problem(error: Exception, repo: str, filename: str, revision: str | None) -> str:
-    from huggingface_hub import constants, errors
+def problem(error: Exception, repo: str, filename: str, revision: str | None) -> str:
+    """Why a file of a repository could not be fetched, in one line, and what to do."""
+    from huggingface_hub import errors
 
-    causes = _causes(error)  # the client wraps some of its own errors
-    responses = [getattr(cause, "response", None) for cause in causes]
-    status = next((response.status_code for response in responses if response is not None), None)
+    chain, status = causes(error), status_of(error)
 
     def due_to(kind: type[Exception]) -> bool:
-        return any(isinstance(cause, kind) for cause in causes)
+        return any(isinstance(cause, kind) for cause in chain)
 
     what = f"{filename} of {repo} at {revision or 'main'}"
-    server = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
-    if _offline() or due_to(errors.OfflineModeIsEnabled):
+    server = endpoint()
+    if offline() or due_to(errors.OfflineModeIsEnabled):
         return f"HF_HUB_OFFLINE is set and {what} is not in the cache: unset it, or load once with a network"
+    if due_to(errors.HFValidationError):
+        return f"{repo!r} is no repository's name: expected NAMESPACE/NAME of letters, digits, '-', '_' and '.'"
     if due_to(errors.GatedRepoError):
         return f"{repo} is gated: ask for access on its page and set HF_TOKEN"
     if due_to(errors.RevisionNotFoundError):
@@ -176,11 +205,15 @@ def _hub_problem(error: Exception, repo: str, filename: str, revision: str | Non
         return f"{repo} at {revision or 'main'} on {server} has no {filename}"
     if status == 401:
         return f"{server} wants another token than that of HF_TOKEN or `hf auth login`: get a new one, or unset it"
+    if status == 429:
+        return f"{server} has had too many requests (HTTP 429): wait some minutes, or set HF_TOKEN for a higher limit"
     if due_to(errors.FileMetadataError):
-        return f"{server} answers without the Hub's headers for {what}: is it a full mirror? ({_root_cause(error)})"
+        return f"{server} answers without the Hub's headers for {what}: is it a full mirror? ({root_cause(error)})"
+    if due_to(json.JSONDecodeError):
+        return f"{server} {NO_JSON}"
     if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError):
         return f"cannot write {what} to the cache: {error}. Free some space, or set HF_HOME or cache_dir"
-    return f"cannot fetch {what} from {server}{_via(server)}: {_root_cause(error)}"
+    return f"cannot fetch {what} from {server}{via(server)}: {root_cause(error)}"
 
 
 def locate(pretrained_cfg: Any, *, cache_dir: str | os.PathLike | None = None) -> Path:

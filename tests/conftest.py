@@ -3,13 +3,15 @@
 import os
 import socket
 import tempfile
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 _CACHE = tempfile.TemporaryDirectory(prefix="mnv3-tests-")
 # before the first import of huggingface_hub and torch.hub, which read these once; subprocesses inherit them
 os.environ.update(HF_HOME=f"{_CACHE.name}/hf", TORCH_HOME=f"{_CACHE.name}/torch", HF_HUB_DISABLE_TELEMETRY="1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads that wait for a busy machine are slower than one
-for _name in ("HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_TOKEN", "HF_HUB_CACHE", "GITHUB_TOKEN"):
+for _name in ("HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_TOKEN", "HF_HUB_CACHE", "GITHUB_TOKEN", "MNV3_NAMESPACE"):
     os.environ.pop(_name, None)
 
 import pytest  # noqa: E402
@@ -42,6 +44,14 @@ def shared() -> Path:
     if not (folder / "weights").is_dir():
         pytest.skip("needs ../shared with real weights and pictures")
     return folder
+
+
+@pytest.fixture
+def no_waiting(monkeypatch):
+    """The Hub client's retries without the pauses between them."""
+    quick = SimpleNamespace(sleep=lambda seconds: None, time=time.time)
+    monkeypatch.setattr("huggingface_hub.file_download.time", quick)
+    monkeypatch.setattr("huggingface_hub.utils._http.time", quick)
 
 
 def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:

@@ -6,14 +6,20 @@ serves the repositories FOLDER/owner/repo and prints the HF_ENDPOINT under which
 A repository is a folder of files, the same at `main` and at whatever commit is asked for; or a folder per commit, named
 by its 40 hex digits, with `main` the last by name. Any other file below FOLDER is served as it is, as a plain web
 server does. As on the real Hub, weights have the SHA-256 as their ETag, other files git's hash.
+
+It takes what the client sends to publish, too: create_repo, create_branch, preupload, LFS objects (batch, upload,
+verify), commit. A repository that was created so has a folder per commit, numbered. Any token opens everything, unless
+`HubServer.tokens` says what which may write to. It speaks plain LFS, not Xet: set HF_HUB_DISABLE_XET=1 for uploads.
 """
 
 import argparse
+import base64
 import contextlib
 import hashlib
 import json
 import os
 import re
+import shutil
 import threading
 import time
 from dataclasses import dataclass
@@ -22,16 +28,23 @@ from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 COMMIT = "c0ffee" + "0" * 34  # of `main` in a repository without commits
 PAGE = b"<!DOCTYPE html><html><title>Log in</title><p>Please log in to the network</p></html>"
 CHUNK = 1 << 16
+LOCK = threading.Lock()  # one change at a time
 LFS = (".safetensors", ".bin", ".pth", ".pt")
 
 RESOLVE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
 CDN = re.compile(r"/cdn/(?P<repo>[^/]+/[^/]+)/(?P<revision>[^/]+)/(?P<file>.+)")
 API = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)(/(?P<call>revision|tree)/(?P<revision>[^/]+))?")
+WRITE = re.compile(
+    r"/api/models/(?P<repo>[^/]+/[^/]+)/(?P<call>preupload|commit|branch|paths-info)/(?P<revision>[^/]+)"
+)
+BATCH = re.compile(r"/(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch")
+OBJECT = re.compile(r"/lfs/(?P<repo>[^/]+/[^/]+)/(?P<oid>[0-9a-f]{64})(?P<verify>/verify)?")
+NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}")
 
 FAULTS = {
     "html": "a web page in place of the file",
@@ -47,6 +60,10 @@ FAULTS = {
     "gated-403": "a gated repository, with a token that has no access",
     "bad-token": "the token is refused",
     "busy": "status 503",
+    "limited": "status 429",
+    "forbidden": "status 403",
+    "cut-upload": "the connection closes half-way through what the client sends",
+    "no-answer": "what was asked is done, and the connection closes before the answer",
 }
 
 
@@ -81,6 +98,10 @@ class HubServer(ThreadingHTTPServer):
         linked: Whether files of weights have the X-Linked-* headers, as on the real Hub; not every mirror sends them.
         lfs: Suffixes of the files that git keeps outside, which have the SHA-256 as their ETag.
         redirect: Whether files of weights come from another host name, as from the real Hub's CDN.
+        tokens: The namespaces that each token may write to; None for any token and namespace.
+        private: Repositories that only a token which may write to them opens.
+        branches: Repository -> branch -> commit, besides `main`.
+        objects: Repository -> LFS objects that it has, by SHA-256.
     """
 
     daemon_threads = True
@@ -96,6 +117,10 @@ class HubServer(ThreadingHTTPServer):
         self.linked = True
         self.lfs = LFS
         self.redirect = False
+        self.tokens: dict[str, set[str]] | None = None
+        self.private: set[str] = set()
+        self.branches: dict[str, dict[str, str]] = {}
+        self.objects: dict[str, dict[str, bytes]] = {}
 
     def __enter__(self) -> "HubServer":
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
@@ -106,7 +131,7 @@ class HubServer(ThreadingHTTPServer):
         self.server_close()
 
     def inject(self, kind: str, *, files: str = "*", times: float = float("inf")) -> None:
-        """Add a fault for the files that match, for so many GET requests."""
+        """Add a fault for the files (or paths of API calls) that match, for so many requests other than HEAD."""
         if kind not in FAULTS:
             raise ValueError(f"unknown fault {kind!r}: {', '.join(FAULTS)}")
         self.faults.append(Fault(kind, files, times))
@@ -127,11 +152,38 @@ class HubServer(ThreadingHTTPServer):
     def snapshot(self, repo: str, revision: str) -> tuple[str, Path] | None:
         """The commit and the folder of a revision, if there is one."""
         commits = self.commits(repo)
+        if head := self.branches.get(repo, {}).get(revision):
+            return head, self.folder / repo / head
         if revision == "main":
             return (commits[-1], self.folder / repo / commits[-1]) if commits else (COMMIT, self.folder / repo)
         if not _is_commit(revision) or (commits and revision not in commits):
             return None
         return revision, self.folder / repo / (revision if commits else "")
+
+    def may_write(self, token: str | None, namespace: str) -> bool:
+        """Whether a token (an Authorization header) has the right to."""
+        if self.tokens is None:
+            return token is not None
+        return namespace in self.tokens.get((token or "").removeprefix("Bearer "), ())
+
+    def commit(self, repo: str, branch: str, files: dict[str, bytes], deleted: set[str] = frozenset()) -> str:
+        """A new commit, whole before it has its name."""
+        number = f"{len(self.commits(repo)) + 1:07x}" + os.urandom(17).hex()[:33]  # the last by name is the newest
+        found = self.snapshot(repo, branch) if self.commits(repo) else None
+        draft = self.folder / repo / ".draft"
+        shutil.rmtree(draft, ignore_errors=True)
+        shutil.copytree(found[1], draft) if found else draft.mkdir()
+        for name in deleted:
+            (draft / name).unlink()
+        for name, content in files.items():
+            (draft / name).parent.mkdir(parents=True, exist_ok=True)
+            (draft / name).write_bytes(content)
+        if branch != "main":
+            self.branches[repo].setdefault("main", self.snapshot(repo, "main")[0])
+        if branch in self.branches.get(repo, {}):
+            self.branches[repo][branch] = number
+        draft.rename(draft.with_name(number))
+        return number
 
 
 def _is_commit(name: str) -> bool:
@@ -161,12 +213,15 @@ class Handler(BaseHTTPRequestHandler):
         except (BrokenPipeError, ConnectionResetError):  # the client has gone
             self.close_connection = True
 
-    do_HEAD = do_GET
+    do_HEAD = do_POST = do_PUT = do_GET
 
     def log_message(self, format: str, *args) -> None:
         pass
 
     def _answer(self, path: str) -> None:
+        if self.command in ("POST", "PUT"):
+            self._take(path)
+            return
         resolve, cdn, api = RESOLVE.fullmatch(path), CDN.fullmatch(path), API.fullmatch(path)
         match = resolve or cdn or api
         if match is None:
@@ -183,7 +238,9 @@ class Handler(BaseHTTPRequestHandler):
             self._error(401, None, "Invalid credentials in Authorization header")
         elif gate := faults & {"gated-401", "gated-403"}:
             self._error(int(gate.pop()[-3:]), "GatedRepo", f"Access to model {repo} is restricted")
-        elif not (self.server.folder / repo).is_dir():
+        elif "limited" in faults:
+            self._limited()
+        elif not (self.server.folder / repo).is_dir() or self._hidden(repo):
             self._error(401, "RepoNotFound", "Repository not found")
         elif (snapshot := self.server.snapshot(repo, revision)) is None:
             self._error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
@@ -196,14 +253,19 @@ class Handler(BaseHTTPRequestHandler):
     def _send_info(self, repo: str, call: str | None, commit: str, folder: Path) -> None:
         files = sorted(file for file in folder.rglob("*") if file.is_file())
         names = [file.relative_to(folder).as_posix() for file in files]
-        info = {"_id": "0", "id": repo, "modelId": repo, "sha": commit, "private": False, "tags": [], "downloads": 0}
+        info = {"_id": "0", "id": repo, "modelId": repo, "sha": commit, "tags": [], "downloads": 0}
+        info["private"] = repo in self.server.private
         info["siblings"] = [{"rfilename": name} for name in names]
-        tree = [
-            {"type": "file", "path": name, "size": file.stat().st_size, "oid": _git_hash(file.read_bytes())}
-            for name, file in zip(names, files, strict=True)
-        ]
+        tree = [self._entry(file, name) for name, file in zip(names, files, strict=True)]
         body = json.dumps(tree if call == "tree" else info).encode()
         self._send(200, body, {"Content-Type": "application/json"})
+
+    def _entry(self, file: Path, name: str) -> dict:
+        data = file.read_bytes()
+        entry = {"type": "file", "path": name, "size": len(data), "oid": _git_hash(data)}
+        if file.suffix in self.server.lfs:
+            entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
+        return entry
 
     def _send_repo_file(self, repo: str, commit: str, path: Path, name: str, resolve: bool, faults: set[str]) -> None:
         headers = {} if "bare" in faults else {"X-Repo-Commit": commit}
@@ -264,6 +326,190 @@ class Handler(BaseHTTPRequestHandler):
             if "slow" in faults:
                 time.sleep(self.server.delay)
             self.wfile.write(body[offset : min(offset + CHUNK, stop)])
+
+    # --- what a client sends
+
+    def _hidden(self, repo: str) -> bool:
+        token = self.headers.get("Authorization")
+        return repo in self.server.private and not self.server.may_write(token, repo.split("/")[0])
+
+    def _limited(self) -> None:
+        self._send(429, b"{}", {"RateLimit": '"api";r=0;t=57', "RateLimit-Policy": '"fixed window";"api";q=500;w=300'})
+
+    def _json(self, content: object, status: int = 200) -> None:
+        self._send(status, json.dumps(content).encode(), {"Content-Type": "application/json"})
+
+    def _body(self, faults: set[str]) -> bytes:
+        """What the client sends, or an end of the connection in the middle of it."""
+        if "chunked" in self.headers.get("Transfer-Encoding", ""):
+            body = b""
+            while size := int(self.rfile.readline(), 16):
+                body += self.rfile.read(size)
+                self.rfile.readline()
+                if "cut-upload" in faults:
+                    raise ConnectionResetError
+            self.rfile.readline()
+            return body
+        length = int(self.headers.get("Content-Length") or 0)
+        if "cut-upload" in faults:
+            self.rfile.read(length // 2)
+            raise ConnectionResetError
+        return self.rfile.read(length)
+
+    def _take(self, path: str) -> None:
+        faults = [fault for fault in self.server.faults if fault.applies(path)]
+        for fault in faults:
+            fault.times -= 1
+        kinds = {fault.kind for fault in faults}
+        body = self._body(kinds)
+        write, batch, blob = WRITE.fullmatch(path), BATCH.fullmatch(path), OBJECT.fullmatch(path)
+        if "busy" in kinds:
+            self._send(503, b"try later")
+        elif "limited" in kinds:
+            self._limited()
+        elif "portal" in kinds:
+            self._send(200, PAGE, {"Content-Type": "text/html"})
+        elif blob and self.command == "PUT":  # the address is a secret of its own, as a presigned one of S3
+            self._take_object(blob["repo"], blob["oid"], body)
+        elif path == "/api/validate-yaml":
+            self._validate(json.loads(body))
+        elif match := write or batch or blob:
+            call = match["call"] if write else "batch" if batch else "verify"
+            repo = match["repo"]
+            reads = call == "paths-info"
+            if not reads and self._refused(repo.split("/")[0], kinds):
+                return
+            if not (self.server.folder / repo).is_dir() or self._hidden(repo):
+                self._error(404, "RepoNotFound", "Repository not found")
+                return
+            with LOCK:
+                getattr(self, f"_{call.replace('-', '_')}")(match, body, kinds)
+        elif path == "/api/repos/create":
+            self._create(json.loads(body), kinds)
+        else:
+            self._json({"error": f"no such call: {path}"}, 404)
+
+    def _refused(self, namespace: str, faults: set[str]) -> bool:
+        token = self.headers.get("Authorization")
+        known = self.server.tokens is None or (token or "").removeprefix("Bearer ") in self.server.tokens
+        if "bad-token" in faults or (token and not known):
+            self._error(401, None, "Invalid credentials in Authorization header")
+        elif not token:
+            self._error(401, None, "Invalid username or password.")
+        elif "forbidden" in faults or not self.server.may_write(token, namespace):
+            self._error(403, None, f'You don\'t have the rights to write to the namespace "{namespace}"')
+        else:
+            return False
+        return True
+
+    def _create(self, wanted: dict, faults: set[str]) -> None:
+        namespace = wanted["organization"] or "me"
+        repo = f"{namespace}/{wanted['name']}"
+        if self._refused(namespace, faults):
+            return
+        if not NAME.fullmatch(wanted["name"]) or not NAME.fullmatch(namespace):
+            self._json({"error": "Invalid repo name"}, 400)
+        elif (self.server.folder / repo).is_dir():
+            error = {"error": "You already created this model repo", "url": f"{self.server.url}/{repo}"}
+            self._json(error, 409)
+        else:
+            (self.server.folder / repo).mkdir(parents=True)
+            if wanted.get("visibility") == "private":
+                self.server.private.add(repo)
+            self.server.commit(repo, "main", {".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"})
+            self._done({"url": f"{self.server.url}/{repo}", "name": repo}, faults)
+
+    def _done(self, content: object, faults: set[str]) -> None:
+        if "no-answer" in faults:
+            raise ConnectionResetError
+        self._json(content)
+
+    def _validate(self, wanted: dict) -> None:
+        import yaml
+
+        try:
+            data = yaml.safe_load(wanted["content"].split("---")[1])
+            errors = [] if isinstance(data.get("license"), str) else [{"message": '"license" must be a string'}]
+        except (yaml.YAMLError, IndexError, AttributeError) as error:
+            errors = [{"message": str(error)}]
+        self._json({"errors": errors, "warnings": []}, 400 if errors else 200)
+
+    def _branch(self, match: re.Match, body: bytes, faults: set[str]) -> None:
+        repo, branch = match["repo"], match["revision"]
+        if branch == "main" or branch in self.server.branches.get(repo, {}):
+            self._json({"error": "Reference already exists"}, 409)
+            return
+        self.server.branches.setdefault(repo, {})[branch] = self.server.snapshot(repo, "main")[0]
+        self._done({}, faults)
+
+    def _at(self, match: re.Match) -> tuple[str, Path] | None:
+        found = self.server.snapshot(match["repo"], match["revision"])
+        if found is None:
+            self._error(404, "RevisionNotFound", f"Invalid rev id: {match['revision']}")
+        return found
+
+    def _paths_info(self, match: re.Match, body: bytes, faults: set[str]) -> None:
+        if found := self._at(match):
+            names = parse_qs(body.decode())["paths"]
+            self._json([self._entry(found[1] / name, name) for name in names if (found[1] / name).is_file()])
+
+    def _preupload(self, match: re.Match, body: bytes, faults: set[str]) -> None:
+        if not (found := self._at(match)):
+            return
+        files = []
+        for file in json.loads(body)["files"]:
+            path = found[1] / file["path"]
+            mode = "lfs" if path.suffix in self.server.lfs else "regular"
+            answer = {"path": file["path"], "uploadMode": mode, "shouldIgnore": False}
+            if path.is_file():
+                entry = self._entry(path, file["path"])
+                answer["oid"] = entry.get("lfs", entry)["oid"]
+            files.append(answer)
+        self._json({"files": files})
+
+    def _batch(self, match: re.Match, body: bytes, faults: set[str]) -> None:
+        repo, objects = match["repo"], []
+        for wanted in json.loads(body)["objects"]:
+            answer = {"oid": wanted["oid"], "size": wanted["size"]}
+            if wanted["oid"] not in self.server.objects.get(repo, {}):
+                href = f"{self.server.url}/lfs/{repo}/{wanted['oid']}"
+                answer["actions"] = {"upload": {"href": href}, "verify": {"href": f"{href}/verify"}}
+            objects.append(answer)
+        self._json({"transfer": "basic", "objects": objects})
+
+    def _take_object(self, repo: str, oid: str, body: bytes) -> None:
+        if hashlib.sha256(body).hexdigest() != oid:
+            self._json({"error": "not the object that was announced"}, 400)
+            return
+        self.server.objects.setdefault(repo, {})[oid] = body
+        self._send(200, b"")
+
+    def _verify(self, match: re.Match, body: bytes, faults: set[str]) -> None:
+        found = self.server.objects.get(match["repo"], {}).get(match["oid"])
+        whole = found is not None and len(found) == json.loads(body)["size"]
+        self._json({} if whole else {"error": "no such object"}, 200 if whole else 404)
+
+    def _commit(self, match: re.Match, body: bytes, faults: set[str]) -> None:
+        if not (found := self._at(match)):
+            return
+        repo, files, deleted = match["repo"], {}, set()
+        for line in body.splitlines():
+            key, value = (item := json.loads(line))["key"], item["value"]
+            if key == "header" and value.get("parentCommit", found[0]) != found[0]:
+                self._json({"error": "A commit has happened since. Please refresh and try again."}, 412)
+                return
+            if key == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif key == "lfsFile":
+                if value["oid"] not in self.server.objects.get(repo, {}):
+                    self._json({"error": f"{value['path']} points to an LFS object that does not exist"}, 400)
+                    return
+                files[value["path"]] = self.server.objects[repo][value["oid"]]
+            elif key == "deletedFile":
+                deleted.add(value["path"])
+        commit = self.server.commit(repo, match["revision"], files, deleted)
+        url = f"{self.server.url}/{repo}/commit/{commit}"
+        self._done({"success": True, "commitOid": commit, "commitUrl": url}, faults)
 
     def _error(self, status: int, code: str | None, message: str, headers: dict[str, str] | None = None) -> None:
         error = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})

@@ -15,10 +15,15 @@ def blocks(language: str) -> list[str]:
 
 
 def test_table_of_models_is_the_commands(capsys):
-    cli.main(["list"])
-    assert capsys.readouterr().out.strip() == blocks("text")[0].strip(), (
-        "paste the output of `mnv3 list` into README.md"
+    cli.main(["list", "--markdown"])
+    table = capsys.readouterr().out
+    assert f"`mnv3 list --markdown`; tests/test_docs.py compares -->\n{table}\n" in README, (
+        "paste the output of `mnv3 list --markdown` into README.md"
     )
+    cli.main(["list"])
+    plain = [line.split() for line in capsys.readouterr().out.splitlines()]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")][:-1] for row in table.splitlines()]
+    assert [cells[0], *cells[2:]] == plain, "both forms have the same figures"
 
 
 def test_python_blocks(monkeypatch, tmp_path):

@@ -122,6 +122,23 @@ HEADERS = {
     "below zero": (with_header({"a": entry(-4, 4)}, bytes(4)), "overlap or leave gaps"),
     "beyond the end": (with_header({"a": entry(0, 2**40)}, bytes(4)), r"expected 10995116\d+ bytes .*, found"),
     "shape and offsets differ": (with_header({"a": entry(0, 4, "F32")}, bytes(4)), "cannot be read as weights"),
+    "a name twice": (
+        with_header(b'{"a": {"data_offsets": [0, 4]}, "a": {"data_offsets": [4, 8]}}', bytes(8)),
+        "leave gaps",
+    ),
+    "overlap after 10,000": (
+        with_header({f"{i}": entry(i, i + 1, "U8") for i in range(10_000)} | {"x": entry(5, 6)}, bytes(10_000)),
+        "overlap or leave gaps",
+    ),
+    "length within the file": (with_header(b"{}", bytes(64), length=60), "header cannot be read"),
+    "shape of 2**124": (
+        with_header({"a": {"dtype": "U8", "shape": [2**62, 2**62], "data_offsets": [0, 4]}}, bytes(4)),
+        "cannot be read as weights",
+    ),
+    "shape below zero": (
+        with_header({"a": {"dtype": "U8", "shape": [-2, -2], "data_offsets": [0, 4]}}, bytes(4)),
+        "cannot be read as weights",
+    ),
     "unknown dtype": (with_header({"a": entry(0, 4, "Q9")}, bytes(4)), "cannot be read as weights"),
 }
 

@@ -13,7 +13,6 @@ import textwrap
 import time
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import timm
@@ -75,14 +74,6 @@ def fails(message, **kwargs):
         load(**kwargs)
     assert "\n" not in str(info.value)
     return str(info.value)
-
-
-@pytest.fixture
-def no_waiting(monkeypatch):
-    """The client's retries without the pauses between them."""
-    quick = SimpleNamespace(sleep=lambda seconds: None, time=time.time)
-    monkeypatch.setattr("huggingface_hub.file_download.time", quick)
-    monkeypatch.setattr("huggingface_hub.utils._http.time", quick)
 
 
 def same_logits(model, reference):
@@ -315,6 +306,7 @@ def test_a_server_that_states_no_size(server, theirs):
     [
         ("bad-token", "http://127.0.0.1:.* wants another token than that of HF_TOKEN or `hf auth login`"),
         ("busy", "cannot fetch model.safetensors .*503"),
+        ("limited", r"has had too many requests \(HTTP 429\): wait some minutes, or set HF_TOKEN"),
         ("bare", "answers without the Hub's headers for model.safetensors .*full mirror"),
         ("gated-401", "timm/mobilenetv3_small_050.lamb_in1k is gated: ask for access on its page and set HF_TOKEN"),
         ("gated-403", "is gated: ask for access"),
