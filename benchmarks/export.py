@@ -2,7 +2,7 @@
 
     python benchmarks/export.py [--weights FOLDER ...] [--pictures FOLDER] [--formats onnx ...]
 
-Models: mnv3_small_cifar.cifar10, mnv3_small and mnv3_large with random weights, and weights folders that are given.
+Models: the two of CIFAR-10 that ship, mnv3_small and mnv3_large with random weights, and weights folders that are given.
 Formats that can have it are exported with a dynamic batch and size, and compared at other sizes too.
 """
 
@@ -37,7 +37,8 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="to compare on, for the weights that are given")
     parser.add_argument("--formats", nargs="+", default=list(FORMATS), choices=FORMATS, metavar="FORMAT")
     args = parser.parse_args()
-    models = {"mnv3_small_cifar.cifar10": (mnv3.create_model("mnv3_small_cifar.cifar10", pretrained=True).eval(), None)}
+    ours = ("mnv3_small_cifar.cifar10", "mnv3_large_cifar.cifar10")
+    models = {name: (mnv3.create_model(name, pretrained=True).eval(), None) for name in ours}
     models |= {name: (random_weights(name), None) for name in ("mnv3_small", "mnv3_large")}
     models |= {folder.name: (mnv3.load_checkpoint(folder).eval(), args.pictures) for folder in args.weights}
     print(f"{machine()}\n\n| model | format | MB | largest difference | of logits up to | top-1 agrees | seconds |")
@@ -46,7 +47,7 @@ def main() -> None:
         for name, (model, pictures) in models.items():
             for to in args.formats:
                 start, entry = time.perf_counter(), FORMATS[to]
-                file = Path(folder) / f"{name}{entry.suffix}"
+                file = Path(folder) / to / f"{name}{entry.suffix}"  # two formats have a .bin
                 report = export(model, file, to=to, dynamic=entry.dynamic, pictures=pictures)
                 taken = time.perf_counter() - start
                 found = ("not run here", "-", "-")
