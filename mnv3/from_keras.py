@@ -1,4 +1,4 @@
-"""keras.applications' MobileNetV3 from its files: `.weights.h5`, `.keras` (Keras 3) and `.h5` (Keras 2, and its layout).
+"""keras.applications' MobileNetV3 from `.weights.h5`, `.keras` (Keras 3) and `.h5` (Keras 2, and its layout).
 
 Keras' model takes pixels from 0 to 255 and has the scaling to -1..1 in its first layer. Ours takes what
 `mnv3.transforms(model)` gives, by mean and std of 0.5: the same scaling, once.
@@ -72,9 +72,8 @@ def read(path: Path) -> Foreign:
 
 
 def _by_our_keys(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Arrays at LAYER/NAME, or, in Keras 2's layout, at LAYER/LAYER/NAME:0 where a layer may have slashes of its own."""
-    found = {}
-    unknown = set()
+    """Arrays at LAYER/NAME, or in Keras 2's layout at LAYER/LAYER/NAME:0, where LAYER may have slashes."""
+    found, unknown = {}, set()
     for name, array in arrays.items():
         *parts, leaf = name.partition(":")[0].split("/")
         layers = ("/".join(parts[:n]) for n in range(len(parts), 0, -1))

@@ -30,22 +30,23 @@ def read(path: Path, *, use_ema: bool | None = None) -> Foreign:
     """
     path = Path(path)
     bundle = Bundle(path)
-    names = {key: name for name in bundle.entries if (key := _our_key(name))}
-    averages = {key: name + AVERAGE for key, name in names.items() if name + AVERAGE in bundle.entries}
-    if not names:
+    last = {key: name for name in bundle.entries if (key := _our_key(name))}
+    averages = {key: name for name in bundle.entries if (key := _our_key(name, AVERAGE))}
+    if not last | averages:
         raise WeightsError(f"{path}: no checkpoint of Slim's MobileNetV3: it holds {some(sorted(bundle.entries))}")
     if use_ema and not averages:
         raise WeightsError(f"{path}: use_ema=True, but no variable has an average at {AVERAGE}")
     averages = averages if use_ema is not False else {}
-    arrays = bundle.read((names | averages).values())
+    names = last | averages  # what has no average, as statistics may not, as it is
+    arrays = bundle.read(names.values())
     try:
-        by_key = {key: arrays[name] for key, name in (names | averages).items()}
-        source = f"TF-Slim's {'averaged ' if averages else ''}weights"
-        return foreign(by_key, source=source)
+        by_key = {key: arrays[name] for key, name in names.items()}
+        return foreign(by_key, source=f"TF-Slim's {'averaged ' if averages else ''}weights")
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from None
 
 
-def _our_key(name: str) -> str | None:
-    """Our key of a variable; None for averages, the optimizer's and those of other networks."""
-    return our_key(name.removeprefix(SCOPE)) if name.startswith(SCOPE) else None
+def _our_key(name: str, ending: str = "") -> str | None:
+    """Our key of a variable with this ending; None for the optimizer's and those of other networks."""
+    ours = name.startswith(SCOPE) and name.endswith(ending)
+    return our_key(name.removeprefix(SCOPE).removesuffix(ending)) if ours else None

@@ -6,6 +6,7 @@ Sources: https://github.com/tensorflow/tensorflow/blob/master/tensorflow/core/ut
 ../../protobuf/tensor_bundle.proto, and https://github.com/google/leveldb/blob/main/doc/table_format.md
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from .errors import WeightsError
 MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")
 FOOTER = 48  # bytes: two handles, padded, and the magic number
 TRAILER = 5  # bytes after a block: compression, checksum
-MAX_INDEX = 64_000_000  # bytes; that of MobileNetV3-Large has 40,000
+MAX_INDEX, MAX_ENTRIES, MAX_NAME = 16_000_000, 100_000, 1000  # bytes, tensors, bytes; Large's index has 40,000 bytes
 TYPES = {1: np.float32, 2: np.float64, 19: np.float16}  # DT_FLOAT, DT_DOUBLE, DT_HALF of types.proto
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types of protocol buffers
 
@@ -57,10 +58,10 @@ class Bundle:
             if not 1 <= self.shards <= 99_999 or header.get(2, 0) != 0:
                 raise WeightsError("its header names no shards, or numbers with the high byte first")
             for name, value in items:
+                if len(self.entries) == MAX_ENTRIES:
+                    raise WeightsError(f"more than {MAX_ENTRIES} tensors")
                 self.entries[name.decode()] = _entry(value)
-        except WeightsError as error:
-            raise WeightsError(f"{path}: no index of a TensorFlow checkpoint (V2), or damaged: {error}") from None
-        except (ValueError, IndexError, TypeError, OSError) as error:
+        except (WeightsError, ValueError, IndexError, TypeError, OSError) as error:
             raise WeightsError(f"{path}: no index of a TensorFlow checkpoint (V2), or damaged: {error}") from None
 
     def read(self, names: Iterable[str]) -> dict[str, np.ndarray]:
@@ -78,7 +79,7 @@ class Bundle:
             left.setdefault(file, file.stat().st_size)
             try:
                 found[name] = _tensor(file, entry, left[file])
-            except (WeightsError, OSError) as error:
+            except (WeightsError, ValueError, OSError) as error:
                 raise WeightsError(f"{file}: {name} cannot be read: {error}") from None
             left[file] -= entry.size  # so that many entries of the same bytes cannot fill the memory
         return found
@@ -88,10 +89,7 @@ def _tensor(file: Path, entry: Entry, left: int) -> np.ndarray:
     dtype = TYPES.get(entry.dtype)
     if dtype is None or entry.sliced:
         raise WeightsError("sliced over several variables" if entry.sliced else f"type {entry.dtype}, no float")
-    count = 1
-    for n in entry.shape:
-        count *= n
-    if entry.size != count * np.dtype(dtype).itemsize or min(entry.shape, default=0) < 0:
+    if entry.size != math.prod(entry.shape) * np.dtype(dtype).itemsize:
         raise WeightsError(f"{entry.size} bytes for the shape {entry.shape}")
     if entry.size > left:
         raise WeightsError(f"{entry.size} bytes, of which the file has {left} left: cut off, or entries overlap")
@@ -148,8 +146,8 @@ def _block(content: bytes, handle: tuple[int, int]) -> Iterator[tuple[bytes, byt
         shared, at = _varint(block, at)
         other, at = _varint(block, at)
         length, at = _varint(block, at)
-        if shared > len(key) or at + other + length > end:
-            raise WeightsError("an entry reaches past its block")
+        if shared > len(key) or at + other + length > end or shared + other > MAX_NAME:
+            raise WeightsError("an entry reaches past its block, or has a name without end")
         key = key[:shared] + block[at : at + other]
         at += other + length
         yield key, block[at - length : at]
@@ -194,5 +192,7 @@ def _entry(message: bytes) -> Entry:
         if number == 2:  # TensorShapeProto: dim = 2, of which size = 1
             shape += [dict(_fields(dim)).get(1, 0) for n, dim in _fields(value) if n == 2]
     crc32c = int.from_bytes(fields.get(6, b""), "little")
-    dtype, shard, offset, size = (fields.get(n, 0) for n in (1, 3, 4, 5))
+    dtype, shard, offset, size = numbers = [fields.get(n, 0) for n in (1, 3, 4, 5)]
+    if not all(isinstance(n, int) for n in [*numbers, *shape]):
+        raise WeightsError("fields of other types than a tensor's entry has")
     return Entry(dtype, tuple(shape), shard, offset, size, crc32c, sliced=7 in fields)
