@@ -163,7 +163,7 @@ def _checked(content: bytes) -> dict[str, Any]:
         eps = {config["epsilon"] for kind, config in layers if kind == "BatchNormalization"}
         scalings = [(config["scale"], config["offset"]) for kind, config in layers if kind == "Rescaling"]
         shapes = [c.get("batch_shape") or c["batch_input_shape"] for kind, c in layers if kind == "InputLayer"]
-        (_, height, width, channels) = shapes[0] if shapes[0][-1] else (None,) * 4
+        picture = [n for n in shapes[0][1:] if isinstance(n, int) and 0 < n < 100_000]
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
         raise WeightsError(f"{CONFIG} is not that of a Keras model: {type(error).__name__}: {error}") from None
     if others:
@@ -174,5 +174,7 @@ def _checked(content: bytes) -> dict[str, Any]:
         raise WeightsError(f"its batch norms have an epsilon of {some(sorted(eps))}; expected {BN_EPS_TF}")
     if scalings not in ([], [(1 / 127.5, -1.0)]):
         raise WeightsError(f"it scales pixels by {scalings}; expected 1 / 127.5 and -1, or none")
-    whole = all(isinstance(n, int) and 0 < n < 100_000 for n in (height, width, channels))
-    return {"input_size": (channels, height, width)} if whole else {}
+    if len(picture) < 3:
+        return {}  # built for pictures of any size
+    height, width, channels = picture
+    return {"input_size": (channels, height, width)}

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .arch import LARGE, SMALL, VARIANTS, Arch, minimal, round8
+from .arch import LARGE, SMALL, Arch, minimal, round8
 from .convert import BN_EPS_TF, convert_state_dict
 from .errors import WeightsError
-from .foreign import Foreign
+from .foreign import Foreign, named
 from .model import MobileNetV3
 
 TABLES = {"small": SMALL, "large": LARGE, "small_minimal": minimal(SMALL), "large_minimal": minimal(LARGE)}
@@ -76,26 +76,21 @@ def foreign(arrays: Mapping[str, np.ndarray], *, source: str, bn_eps: float = BN
     for key, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise WeightsError(f"{key} has values that are not finite numbers")
-    name, arch = recognise({key: tuple(tensor.shape) for key, tensor in tensors.items()})
-    classes = len(tensors.get("classifier.weight", ()))
-    notes = [f"{source} as mnv3_{name}_tf", f"{classes} classes" if classes else "no classifier"]
+    arch = recognise({key: tuple(tensor.shape) for key, tensor in tensors.items()})
+    name, options = named(arch, "same")
+    notes = [f"{source}: {name}{' of another width' if options else ''}"]
+    classes, in_chans = len(tensors.get("classifier.weight", ())), tensors["stem.conv.weight"].shape[1]
+    notes.append(f"{classes} classes" if classes else "no classifier")
+    options |= {"num_classes": classes}
     if "head.weight" not in tensors:
         tensors |= _new_head(arch)
-        notes.append("no head either, as with include_top=False: a new, untrained one is in its place")
-    options: dict[str, Any] = {"num_classes": classes}
-    registered = [n for n, v in VARIANTS.items() if v.pad_type == "same" and v.arch == arch]
-    if registered:
-        notes[0] = f"{source} as {registered[0]}"
-    else:
-        options["arch"] = arch
-        notes.insert(1, f"of another width (stem {arch.stem}, last {arch.last}, head {arch.head} channels)")
-    in_chans = tensors["stem.conv.weight"].shape[1]
+        notes.append("no head, as include_top=False leaves it: a new, untrained one is in its place")
     if in_chans != 3:
         options["in_chans"] = in_chans
         config.setdefault("input_size", (in_chans, 224, 224))
     model = MobileNetV3(arch, num_classes=classes, in_chans=in_chans, pad_type="same", device="meta")
     return Foreign(
-        arch=registered[0] if registered else f"mnv3_{name}_tf",
+        arch=name,
         options=options,
         state_dict=convert_state_dict(tensors, model, bn_eps=bn_eps),
         config={"mean": (0.5,) * in_chans, "std": (0.5,) * in_chans} | config,
@@ -116,8 +111,8 @@ def _our_axes(key: str, array: np.ndarray) -> Tensor:
     return tensor.contiguous()
 
 
-def recognise(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, Arch]:
-    """Which of `TABLES`, and the table with the channels found.
+def recognise(shapes: Mapping[str, tuple[int, ...]]) -> Arch:
+    """The one of `TABLES` whose blocks these are, with the channels found.
 
     Args:
         shapes: Our keys and shapes; head and classifier may be missing.
@@ -128,14 +123,13 @@ def recognise(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, Arch]:
     blocks = []
     while (depthwise := shapes.get(f"blocks.{len(blocks)}.depthwise.conv.weight")) is not None:
         blocks.append((depthwise[-1], f"blocks.{len(blocks)}.se.squeeze.weight" in shapes))
-    fitting = [name for name, t in TABLES.items() if [(row.kernel, row.se) for row in t.rows] == blocks]
-    if not fitting:
+    table = next((t for t in TABLES.values() if [(row.kernel, row.se) for row in t.rows] == blocks), None)
+    if table is None:
         kernels = " ".join(f"{kernel}{'+SE' if se else ''}" for kernel, se in blocks[:20])
         raise WeightsError(
             f"not a MobileNetV3: {len(blocks)} blocks (kernels {kernels or 'none'}); MobileNetV3 has 11 (Small) or 15 "
             "(Large), with the kernels and squeeze-and-excites of its tables or, minimalistic, 3x3 without"
         )
-    table = TABLES[fitting[0]]
     stem, last, head = (_channels(shapes, f"{module}.weight") for module in ("stem.conv", "last.conv", "head"))
     rows, cin = [], stem
     for i, (row, row_in) in enumerate(zip(table.rows, table.inputs, strict=True)):
@@ -147,7 +141,7 @@ def recognise(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, Arch]:
         cin = rows[-1].out
     if not head:
         head = table.head if last <= table.last else round8(table.head * last / table.last)
-    return fitting[0], replace(table, stem=stem, rows=tuple(rows), last=last, head=head)
+    return replace(table, stem=stem, rows=tuple(rows), last=last, head=head)
 
 
 def _channels(shapes: Mapping[str, tuple[int, ...]], key: str) -> int:

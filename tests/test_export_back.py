@@ -8,7 +8,7 @@ from conftest import randomize
 from test_parity import TIMM, double, same_outputs, torchvision_table
 
 import mnv3
-from mnv3 import arch, convert_state_dict
+from mnv3 import convert_state_dict
 from mnv3.model import MobileNetV3
 from mnv3.to_others import export_state_dict, target
 
@@ -71,7 +71,7 @@ def test_there_and_back():
         assert list(after) == list(before)
         for key, value in before.items():
             assert after[key].dtype == value.dtype
-            if to == "timm" and "tf_" not in theirs.default_cfg["architecture"] or "running_var" not in key:
+            if (to == "timm" and "tf_" not in theirs.default_cfg["architecture"]) or "running_var" not in key:
                 assert torch.equal(after[key], value), key
             else:
                 torch.testing.assert_close(after[key], value, rtol=2e-7, atol=1e-10)
