@@ -39,6 +39,7 @@ VARIABLES = {
 LAYERS = {
     "InputLayer", "Rescaling", "Conv2D", "DepthwiseConv2D", "ZeroPadding2D", "BatchNormalization", "ReLU", "Activation",
     "GlobalAveragePooling2D", "GlobalMaxPooling2D", "Multiply", "Add", "Dropout", "Flatten", "Reshape", "Softmax",
+    "TFOpLambda __operators__.add", "TFOpLambda math.multiply",  # of Keras 2: the hard sigmoid
 }  # fmt: skip
 
 
@@ -159,7 +160,7 @@ def _checked(content: bytes) -> dict[str, Any]:
     """
     try:
         layers = [(layer["class_name"], layer["config"]) for layer in json.loads(content)["config"]["layers"]]
-        others = {kind for kind, _ in layers} - LAYERS
+        others = {f"{kind} {config.get('function', '')}".strip() for kind, config in layers} - LAYERS
         eps = {config["epsilon"] for kind, config in layers if kind == "BatchNormalization"}
         scalings = [(config["scale"], config["offset"]) for kind, config in layers if kind == "Rescaling"]
         shapes = [c.get("batch_shape") or c["batch_input_shape"] for kind, c in layers if kind == "InputLayer"]
