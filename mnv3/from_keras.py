@@ -26,7 +26,7 @@ from .foreign import Foreign
 from .from_tensorflow import foreign, our_key
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"  # in a .keras archive
-MAX_CONFIG = 10_000_000  # bytes; Large's has 220,000
+MAX_CONFIG = 2_000_000  # bytes; Large's has 220,000
 MAX_RATIO = 4  # of the weights to the archive: trained weights hardly compress
 GROUPS = ("layers", "_layer_checkpoint_dependencies", "model_weights")  # Keras 3, its first versions, whole models
 # Keras 3 names layers in its files by class and number, and variables by number.
@@ -172,9 +172,9 @@ def _checked(content: bytes) -> dict[str, Any]:
             f"not a MobileNetV3 of keras.applications: it has layers of the kinds {some(sorted(others))}"
         )
     if eps != {BN_EPS_TF}:
-        raise WeightsError(f"its batch norms have an epsilon of {some(sorted(eps))}; expected {BN_EPS_TF}")
+        raise WeightsError(f"its batch norms have an epsilon of {some(eps):.100}; expected {BN_EPS_TF}")
     if scalings not in ([], [(1 / 127.5, -1.0)]):
-        raise WeightsError(f"it scales pixels by {scalings}; expected 1 / 127.5 and -1, or none")
+        raise WeightsError(f"it scales pixels by {scalings!s:.100}; expected 1 / 127.5 and -1, or none")
     if len(picture) < 3:
         return {}  # built for pictures of any size
     height, width, channels = picture

@@ -1,6 +1,7 @@
 """Checkpoints of TF-Slim's MobileNetV3, as Google published them: NAME.index and NAME.data-00000-of-00001.
 
-Slim's graph multiplies in its squeeze-and-excites by 0.16667, for a sixth: 0.002 % more than we and Keras do.
+Slim's graph has 0.16667 for a sixth in its squeeze-and-excites, which moves logits by some 5e-6 of the largest one;
+here as in Keras and timm it is a sixth.
 Source: https://github.com/tensorflow/models/tree/master/research/slim/nets/mobilenet
 """
 

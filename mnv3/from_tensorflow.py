@@ -65,7 +65,7 @@ def foreign(arrays: Mapping[str, np.ndarray], *, source: str, bn_eps: float = BN
 
     Args:
         arrays: Our keys; TensorFlow's axes.
-        source: Where they are from, as the beginning of the note.
+        source: What they are, as the beginning of the note.
         bn_eps: Eps of all batch norms.
         config: Entries of pretrained_cfg beside mean and std.
 
@@ -78,7 +78,7 @@ def foreign(arrays: Mapping[str, np.ndarray], *, source: str, bn_eps: float = BN
             raise WeightsError(f"{key} has values that are not finite numbers")
     arch = recognise({key: tuple(tensor.shape) for key, tensor in tensors.items()})
     name, options = named(arch, "same")
-    notes = [f"{source}: {name}{' of another width' if options else ''}"]
+    notes = [f"{source}{' of another width' if options else ''}"]
     classes, in_chans = len(tensors.get("classifier.weight", ())), tensors["stem.conv.weight"].shape[1]
     notes.append(f"{classes} classes" if classes else "no classifier")
     options |= {"num_classes": classes}

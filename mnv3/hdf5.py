@@ -70,7 +70,9 @@ def _datasets(
     left[0] -= len(group)
     if left[0] < 0 or depth == 0:
         raise WeightsError(f"more than {MAX_ENTRIES} entries, or more than {MAX_DEPTH} levels of them, as in a circle")
-    for name in set(group) - set(leave_out):
+    for name in group:
+        if name in leave_out:
+            continue
         child = _child(h5py, group, name)
         if isinstance(child, h5py.Group):
             yield from _datasets(h5py, child, f"{prefix}{name}/", leave_out, depth - 1, left)

@@ -4,8 +4,10 @@ Names are `convert.LAYOUTS` read backwards: their own model, built without weigh
 have to be. Batch norms get the eps that their models have, and the variance that makes up for it.
 """
 
+import os
 from collections.abc import Iterator
 from itertools import product
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from .arch import dilate, reduce_tail, scale, scale_torchvision
 from .convert import LAYOUTS
 from .errors import choices
+from .files import plain_tensors, write_atomically
 from .from_tensorflow import TABLES
 from .model import MobileNetV3
 
@@ -142,3 +145,29 @@ def export_state_dict(model: nn.Module, to: str) -> dict[str, Tensor]:
             "for them: train with that eps (mnv3.set_bn_eps), or export to a runtime with mnv3 export"
         )
     return exported
+
+
+def write(model: nn.Module, to: str, path: str | os.PathLike, *, exist_ok: bool = False) -> Target:
+    """`export_state_dict` as a safetensors file, which appears whole or not at all; its metadata says what loads it.
+
+    Args:
+        model, to: As for `export_state_dict`.
+        path: A name that ends in .safetensors.
+        exist_ok: Replace a file that is there.
+
+    Raises:
+        ValueError: As for `export_state_dict`, or the name ends otherwise.
+        FileExistsError: There is something at `path`.
+    """
+    from safetensors.torch import save
+
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path}: weights for {to} are one file: give a name that ends in .safetensors")
+    if path.exists() and not (exist_ok and path.is_file()):
+        raise FileExistsError(f"{path} exists: choose another file, or replace it (exist_ok=True, --force)")
+    theirs = target(model, to)
+    tensors = plain_tensors(export_state_dict(model, to))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, save(tensors, metadata={"format": "pt", "load with": str(theirs)}))
+    return theirs

@@ -10,7 +10,7 @@ from test_parity import TIMM, double, same_outputs, torchvision_table
 import mnv3
 from mnv3 import convert_state_dict
 from mnv3.model import MobileNetV3
-from mnv3.to_others import export_state_dict, target
+from mnv3.to_others import export_state_dict, target, write
 
 SIZES = [(64, 64), (97, 131)]
 
@@ -128,6 +128,35 @@ def test_a_variance_of_zero_survives():
 def test_what_they_do_not_have(name, options, to, message):
     with pytest.raises(ValueError, match=message):
         export_state_dict(mnv3.create_model(name, **options), to)
+
+
+def test_file(tmp_path):
+    """timm and torchvision read the file as they read their own."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file
+
+    file = tmp_path / "new" / "out.safetensors"
+    for name, to in (("mnv3_small_tf", "timm"), ("mnv3_large", "torchvision")):
+        model = randomize(mnv3.create_model(name))
+        found = write(model, to, file, exist_ok=True)
+        if to == "timm":
+            theirs = timm.create_model(found.name, checkpoint_path=str(file)).eval()
+        else:
+            theirs = torchvision.models.mobilenet_v3_large().eval()
+            theirs.load_state_dict(load_file(file))
+        x = torch.randn(1, 3, 64, 64)
+        torch.testing.assert_close(theirs(x), model(x), rtol=1e-4, atol=1e-5)
+        with safe_open(file, "pt") as opened:
+            assert opened.metadata()["load with"] == str(found)
+    before = file.read_bytes()
+    with pytest.raises(FileExistsError, match="out.safetensors exists"):
+        write(model, "torchvision", file)
+    with pytest.raises(ValueError, match=r"give a name that ends in .safetensors"):
+        write(model, "torchvision", tmp_path / "out.pth")
+    with pytest.raises(ValueError, match="timm has no model like this"):
+        write(mnv3.create_model("mnv3_small_cifar"), "timm", file, exist_ok=True)
+    assert [path.name for path in tmp_path.rglob("*")] == ["new", "out.safetensors"]
+    assert file.read_bytes() == before
 
 
 def test_changed_models():

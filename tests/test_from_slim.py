@@ -23,7 +23,7 @@ def test_what_tensorflow_wrote():
     The picture has odd sides; the logits are `tf.nn.conv2d`'s and `tf.nn.batch_normalization`'s.
     """
     found = foreign.read(TENSORFLOWS)
-    assert found.note == "TF-Slim's weights: mnv3_small_tf of another width, 5 classes"
+    assert found.note == "TF-Slim's weights of another width, 5 classes"
     assert found.options["arch"]["stem"] == 8
     model = mnv3.create_model(found.arch, **found.options).eval()
     model.load_state_dict(found.state_dict, strict=True)
