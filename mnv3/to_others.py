@@ -128,10 +128,8 @@ def export_state_dict(model: nn.Module, to: str) -> dict[str, Tensor]:
     for key, like in wanted.items():
         module, _, leaf = key.rpartition(".")
         value = ours.get(f"{names[module]}.{leaf}")
-        if value is None:
-            raise ValueError(
-                f"the model was changed since it was made: it has no {names[module]}; export before fuse()"
-            )
+        if value is None or value.numel() != like.numel():
+            raise ValueError(f"the model was changed since it was made: {names[module]} differs; export before fuse()")
         value = value.detach().cpu()
         if leaf == "running_var":
             shifted = value.double() + (eps[names[module]] - their_eps)

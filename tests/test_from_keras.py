@@ -142,22 +142,25 @@ ARCHS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SAVE)
+@pytest.mark.parametrize("pixels", [224, 97])
 @pytest.mark.parametrize("top", [True, False])
 @pytest.mark.parametrize(("size", "alpha", "minimalistic"), ARCHS)
-def test_logits(size, alpha, minimalistic, top, name, tmp_path):
-    """At 224 pixels and at an odd size, in float64 as Keras computes it."""
-    for pixels in (224, 97):
-        options = {"alpha": alpha, "minimalistic": minimalistic, "include_top": top}
-        theirs = build(size, "float64", input_shape=(pixels, pixels, 3), **options)
-        SAVE[name](theirs, tmp_path / name)
+def test_logits(size, alpha, minimalistic, top, pixels, tmp_path):
+    """At 224 pixels and at an odd size, in float64; from all kinds of files the same weights."""
+    options = {"alpha": alpha, "minimalistic": minimalistic, "include_top": top}
+    theirs = build(size, "float64", input_shape=(pixels, pixels, 3), **options)
+    states = []
+    for name, save in SAVE.items():
+        save(theirs, tmp_path / name)
         found, model = ours(tmp_path / name)
         assert found.arch == ARCHS[size, alpha, minimalistic]
         assert found.options["num_classes"] == (1000 if top else 0)
         assert found.config["mean"] == found.config["std"] == (0.5, 0.5, 0.5)
         assert found.config.get("input_size") == ((3, pixels, pixels) if name == "x.keras" else None)
         assert ("untrained" in found.note) != top
-        same_outputs(theirs, model, (pixels, pixels), 1e-9, features=not top)
+        states.append(found.state_dict)
+    assert all(torch.equal(state[key], value) for state in states[1:] for key, value in states[0].items())
+    same_outputs(theirs, model, (pixels, pixels), 1e-9, features=not top)
 
 
 @pytest.mark.parametrize("name", SAVE)
