@@ -40,7 +40,7 @@ FLOORS = [
 ]
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 STANDARD_LIBRARY_ONLY = {"errors", "arch", "catalog"}
-HEAVY = {"torchvision.models", "tqdm", "matplotlib", "onnx", "accelerate", "yaml", "tensorflow"}
+HEAVY = {"torchvision.models", "tqdm", "matplotlib", "onnx", "accelerate", "yaml", "tensorflow", "h5py", "keras"}
 
 
 def modules():
