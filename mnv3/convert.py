@@ -43,7 +43,7 @@ def unwrap(checkpoint: Mapping[str, Any], *, use_ema: bool | None = None) -> dic
         key = next((k for k in keys if isinstance(checkpoint.get(k), Mapping) and checkpoint[k]), None)
         if key is None:
             raise WeightsError(
-                f"no state dict in the checkpoint: it has {_some(checkpoint)}; expected tensors, or one of "
+                f"no state dict in the checkpoint: it has {some(checkpoint)}; expected tensors, or one of "
                 f"{', '.join(keys)}"
             )
         found_ema = found_ema or key in EMA_KEYS
@@ -60,7 +60,8 @@ def _is_state_dict(checkpoint: Any) -> bool:
     return bool(checkpoint) and all(isinstance(value, Tensor) for value in checkpoint.values())
 
 
-def _some(keys: Any, limit: int = 4) -> str:
+def some(keys: Any, limit: int = 4) -> str:
+    """The first of them, for a message."""
     keys = [str(key) for key in keys]
     return ", ".join(keys[:limit]) + (f" and {len(keys) - limit} more" if len(keys) > limit else "") or "nothing"
 
@@ -190,7 +191,7 @@ def layout_of(state_dict: Mapping[str, Tensor]) -> Layout:
         if all(key in state_dict for key in layout.keys):
             return layout
     names = ", ".join(layout.name for layout in LAYOUTS)
-    raise WeightsError(f"not a MobileNetV3 that mnv3 knows: keys {_some(state_dict)}; known layouts: {names}")
+    raise WeightsError(f"not a MobileNetV3 that mnv3 knows: keys {some(state_dict)}; known layouts: {names}")
 
 
 def num_classes_of(checkpoint: Mapping[str, Any]) -> int:

@@ -18,8 +18,9 @@ FLOORS = [
     {"catalog"},
     {"depthwise", "images"},
     {"layers", "data"},
-    {"convert", "model", "deploy.fuse", "deploy.formats"},
-    {"files"},
+    {"convert", "model", "deploy.fuse", "deploy.formats", "foreign", "hdf5", "tensorbundle"},
+    {"files", "from_tensorflow"},
+    {"from_keras", "from_slim", "to_others"},
     {"hub"},
     {"timm_models"},
     {"factory"},
@@ -40,7 +41,7 @@ FLOORS = [
 ]
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 STANDARD_LIBRARY_ONLY = {"errors", "arch", "catalog"}
-HEAVY = {"torchvision.models", "tqdm", "matplotlib", "onnx", "accelerate", "yaml", "tensorflow"}
+HEAVY = {"torchvision.models", "tqdm", "matplotlib", "onnx", "accelerate", "yaml", "tensorflow", "h5py", "keras"}
 
 
 def modules():

@@ -1,0 +1,181 @@
+"""keras.applications' MobileNetV3 from `.weights.h5`, `.keras` (Keras 3) and `.h5` (Keras 2, and its layout).
+
+Keras' model takes pixels from 0 to 255 and has the scaling to -1..1 in its first layer. Ours takes what
+`mnv3.transforms(model)` gives, by mean and std of 0.5: the same scaling, once.
+
+Keras pads strided convolutions as TensorFlow's 'SAME' does for the size that it was built for. Built without an
+`input_shape`, it pads every map as if its sides were even: so it differs from 'SAME', and from our `_tf` models, at
+sizes that are not multiples of 32.
+Source: https://github.com/keras-team/keras/blob/master/keras/src/applications/mobilenet_v3.py
+"""
+
+import io
+import json
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import hdf5
+from .convert import BN_EPS_TF, some
+from .errors import WeightsError
+from .foreign import Foreign
+from .from_tensorflow import foreign, our_key
+
+CONFIG, WEIGHTS = "config.json", "model.weights.h5"  # in a .keras archive
+MAX_CONFIG = 2_000_000  # bytes; Large's has 220,000
+MAX_RATIO = 4  # of the weights to the archive: trained weights hardly compress
+GROUPS = ("layers", "_layer_checkpoint_dependencies", "model_weights")  # Keras 3, its first versions, whole models
+# Keras 3 names layers in its files by class and number, and variables by number.
+COUNTED = re.compile(r"(.+?)(?:_(\d{1,4}))?/vars/(\d)")
+VARIABLES = {
+    "conv2d": ("kernel", "bias"),
+    "depthwise_conv2d": ("kernel",),
+    "batch_normalization": ("gamma", "beta", "moving_mean", "moving_variance"),
+}
+LAYERS = {
+    "InputLayer", "Rescaling", "Conv2D", "DepthwiseConv2D", "ZeroPadding2D", "BatchNormalization", "ReLU", "Activation",
+    "GlobalAveragePooling2D", "GlobalMaxPooling2D", "Multiply", "Add", "Dropout", "Flatten", "Reshape", "Softmax",
+    "TFOpLambda __operators__.add", "TFOpLambda math.multiply",  # of Keras 2: the hard sigmoid
+}  # fmt: skip
+
+
+def read(path: Path) -> Foreign:
+    """keras.applications.MobileNetV3Small or Large, of any alpha, minimalistic or not, with or without top.
+
+    Without top the model has no classifier, and a new head (the note says so).
+
+    Args:
+        path: Weights of Keras 3, its archive, or an HDF5 file in the layout of Keras 2, whole models included.
+
+    Raises:
+        WeightsError: The file is damaged, holds more than plain arrays, or another network.
+        ImportError: h5py is missing.
+    """
+    path, config, file = Path(path), {}, None
+    try:
+        if zipfile.is_zipfile(path):
+            config, file = _unpacked(path)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from None
+    except Exception as error:  # zipfile's, zlib's, struct's
+        raise WeightsError(f"{path}: cannot be read as a Keras archive: {error}") from None
+    arrays = hdf5.read(path, file, groups=GROUPS, leave_out=("dropout",))  # its random state is no weight
+    try:
+        if any("/vars/" in name for name in arrays):
+            arrays = _by_layer(arrays)
+        return foreign(_by_our_keys(arrays), source="Keras' weights", **config)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from None
+
+
+def _by_our_keys(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Arrays at LAYER/NAME, or in Keras 2's layout at LAYER/LAYER/NAME:0, where LAYER may have slashes."""
+    found, unknown = {}, set()
+    for name, array in arrays.items():
+        *parts, leaf = name.partition(":")[0].split("/")
+        layers = ("/".join(parts[:n]) for n in range(len(parts), 0, -1))
+        key = next((key for layer in layers if (key := our_key(f"{layer}/{leaf}"))), None)
+        if key in found:
+            raise WeightsError(f"two arrays are {key}, {name} the second: more than one model")
+        if key:
+            found[key] = array
+        else:
+            unknown.add(name)
+    if unknown or not found:
+        raise WeightsError(
+            f"not a MobileNetV3 of keras.applications: it has {some(sorted(unknown))}. A model around it, "
+            "as with layers of your own, cannot be taken: save the MobileNetV3 in it alone"
+        )
+    return found
+
+
+def _by_layer(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Arrays of Keras 3 at LAYER/NAME: its layers are counted in the order of the model, class by class."""
+    layers: dict[str, dict[int, dict[str, np.ndarray]]] = {kind: {} for kind in VARIABLES}
+    for name, array in arrays.items():
+        match = COUNTED.fullmatch(name)
+        kind, number, variable = match.groups() if match else ("", None, "0")
+        if kind not in VARIABLES or int(variable) >= len(VARIABLES[kind]):
+            raise WeightsError(f"not a MobileNetV3 of keras.applications: it has {name}; save the MobileNetV3 alone")
+        layers[kind].setdefault(int(number or 0), {})[VARIABLES[kind][int(variable)]] = array
+    convs, depthwise, norms = ([of[i] for i in sorted(of)] for of in layers.values())
+    named = dict(zip(_conv_names(["bias" in conv for conv in convs], len(depthwise)), convs, strict=True))
+    named |= {f"{_block(i)}_depthwise": variables for i, variables in enumerate(depthwise)}
+    named |= zip(_norm_names(len(depthwise)), norms, strict=False)  # what is missing or left is found by shape
+    return {f"{layer}/{name}": array for layer, variables in named.items() for name, array in variables.items()}
+
+
+def _block(i: int) -> str:
+    return f"expanded_conv_{i}" if i else "expanded_conv"
+
+
+def _conv_names(biased: list[bool], blocks: int) -> list[str]:
+    """The names of the model's convolutions in order; a block has squeeze-and-excite where two with bias follow."""
+    names = ["conv"]
+    for i in range(blocks):
+        names += [f"{_block(i)}_expand"] if i else []
+        if any(biased[len(names) : len(names) + 1]):
+            names += [f"{_block(i)}_squeeze_excite_conv", f"{_block(i)}_squeeze_excite_conv_1"]
+        names.append(f"{_block(i)}_project")
+    names += ["conv_1", "conv_2", "logits"]
+    if len(names) - 2 <= len(biased) <= len(names):
+        return names[: len(biased)]
+    raise WeightsError(
+        f"not a MobileNetV3: {len(biased)} convolutions beside {blocks} depthwise ones; expected {len(names)}, "
+        f"or {len(names) - 2} without top"
+    )
+
+
+def _norm_names(blocks: int) -> Iterator[str]:
+    yield "conv_bn"
+    for i in range(blocks):
+        yield from (f"{_block(i)}_{part}_bn" for part in ("expand", "depthwise", "project")[not i :])
+    yield "conv_1_bn"
+
+
+def _unpacked(path: Path) -> tuple[dict[str, Any], io.BytesIO]:
+    """What the configuration of an archive says, and its weights; nothing in it is built or imported."""
+    size = path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        members = []
+        for name, limit in ((CONFIG, MAX_CONFIG), (WEIGHTS, MAX_RATIO * size)):
+            if name not in archive.namelist():
+                raise WeightsError(f"not a Keras archive: it has no {name}")
+            info = archive.getinfo(name)
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.file_size > limit:
+                raise WeightsError(f"{name} would unpack to {info.file_size} bytes, from an archive of {size}: refused")
+            members.append(archive.read(info))  # no more than the size that it declares
+    return _checked(members[0]), io.BytesIO(members[1])
+
+
+def _checked(content: bytes) -> dict[str, Any]:
+    """Entries of pretrained_cfg from config.json.
+
+    Raises:
+        WeightsError: The model computes something else than keras.applications' does.
+    """
+    try:
+        layers = [(layer["class_name"], layer["config"]) for layer in json.loads(content)["config"]["layers"]]
+        others = {f"{kind} {config.get('function', '')}".strip() for kind, config in layers} - LAYERS
+        eps = {config["epsilon"] for kind, config in layers if kind == "BatchNormalization"}
+        scalings = [(config["scale"], config["offset"]) for kind, config in layers if kind == "Rescaling"]
+        shapes = [c.get("batch_shape") or c["batch_input_shape"] for kind, c in layers if kind == "InputLayer"]
+        picture = [n for n in shapes[0][1:] if isinstance(n, int) and 0 < n < 100_000]
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+        raise WeightsError(f"{CONFIG} is not that of a Keras model: {type(error).__name__}: {error}") from None
+    if others:
+        raise WeightsError(
+            f"not a MobileNetV3 of keras.applications: it has layers of the kinds {some(sorted(others))}"
+        )
+    if eps != {BN_EPS_TF}:
+        raise WeightsError(f"its batch norms have an epsilon of {some(eps):.100}; expected {BN_EPS_TF}")
+    if scalings not in ([], [(1 / 127.5, -1.0)]):
+        raise WeightsError(f"it scales pixels by {scalings!s:.100}; expected 1 / 127.5 and -1, or none")
+    if len(picture) < 3:
+        return {}  # built for pictures of any size
+    height, width, channels = picture
+    return {"input_size": (channels, height, width)}
