@@ -1,0 +1,65 @@
+"""Models from outside PyTorch: which reader a file is for, and what a reader returns."""
+
+import os
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from .errors import WeightsError
+
+
+class Foreign(NamedTuple):
+    """A model out of another framework's file, in our terms.
+
+    `create_model(arch, **options)` builds it, and loads `state_dict` strictly.
+    """
+
+    arch: str  # a registered name
+    options: dict[str, Any]  # create_model's: num_classes, and width, in_chans, arch ... where they differ
+    state_dict: dict[str, Tensor]  # our keys
+    config: dict[str, Any]  # entries of pretrained_cfg that the file says: mean, std, input_size ...
+    note: str  # what was found, in one line
+
+
+def read(path: str | os.PathLike, **options: Any) -> Foreign | None:
+    """The model in a TFLite, Keras or TF-Slim file, or None if a file is none of these. Content decides, not the name.
+
+    Args:
+        path: A flatbuffer of TFLite; Keras' `.weights.h5`, `.h5` or `.keras`; the `.index` of a TensorFlow checkpoint.
+        options: For the reader.
+
+    Raises:
+        WeightsError: The file is damaged, or holds another network.
+        ImportError: A package that reads it is missing.
+    """
+    path = Path(path)
+    kind = _kind(path)
+    if kind == "tflite":
+        from .from_tflite import read as reader
+    elif kind == "keras":
+        from .from_keras import read as reader
+    elif kind == "slim":
+        from .from_slim import read as reader
+    else:
+        return None
+    return reader(path, **options)
+
+
+def _kind(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    try:
+        with open(path, "rb") as file:
+            head = file.read(8)
+        if head[4:] == b"TFL3":
+            return "tflite"
+        if head == b"\x89HDF\r\n\x1a\n":
+            return "keras"
+        if head[:2] == b"PK" and zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                return "keras" if "config.json" in archive.namelist() else None
+    except (OSError, zipfile.BadZipFile) as error:
+        raise WeightsError(f"{path}: cannot be read: {error}") from None
+    return "slim" if path.suffix == ".index" else None
