@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from .arch import VARIANTS, Arch, scale
 from .errors import WeightsError
 
 
@@ -21,6 +22,22 @@ class Foreign(NamedTuple):
     state_dict: dict[str, Tensor]  # our keys
     config: dict[str, Any]  # entries of pretrained_cfg that the file says: mean, std, input_size ...
     note: str  # what was found, in one line
+
+
+def named(table: Arch, pad_type: str) -> tuple[str, dict[str, Any]]:
+    """The registered name for a table, and the arguments that make it this table where it is none of ours."""
+    alike = sorted(VARIANTS.items(), key=lambda item: item[1].pad_type != pad_type)
+    for name, variant in alike:
+        padding = {} if variant.pad_type == pad_type else {"pad_type": pad_type}
+        if variant.arch == table:
+            return name, padding
+    for name, variant in alike:
+        padding = {} if variant.pad_type == pad_type else {"pad_type": pad_type}
+        for width in (hundredths / 100 for hundredths in range(5, 401, 5)):
+            if variant.width == 1 and scale(variant.table, width) == table:
+                return name, padding | {"width": width}
+    nearest = "mnv3_large" if len(table.rows) > 12 else "mnv3_small"
+    return f"{nearest}_tf" if pad_type else nearest, {"arch": table.to_dict(), "width": 1.0}
 
 
 def read(path: str | os.PathLike, **options: Any) -> Foreign | None:
