@@ -1,5 +1,6 @@
 """Models from outside PyTorch: which reader a file is for, and what a reader returns."""
 
+import importlib
 import os
 import zipfile
 from pathlib import Path
@@ -52,19 +53,15 @@ def read(path: str | os.PathLike, **options: Any) -> Foreign | None:
         ImportError: A package that reads it is missing.
     """
     path = Path(path)
-    kind = _kind(path)
-    if kind == "tflite":
-        from .from_tflite import read as reader
-    elif kind == "keras":
-        from .from_keras import read as reader
-    elif kind == "slim":
-        from .from_slim import read as reader
-    else:
+    kind = kind_of(path)
+    if kind is None:
         return None
-    return reader(path, **options)
+    reader = importlib.import_module(f".from_{kind}", __package__)  # they import this module for what they return
+    return reader.read(path, **options)
 
 
-def _kind(path: Path) -> str | None:
+def kind_of(path: Path) -> str | None:
+    """'tflite', 'keras' or 'slim': whose file it is; None for a folder and for files of PyTorch."""
     if not path.is_file():
         return None
     try:

@@ -6,7 +6,8 @@ batch norm into weights and biases: ours becomes (mean 0, variance 1 - eps, weig
 """
 
 import json
-from dataclasses import dataclass, field
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,30 +39,24 @@ class Found:
     graph: Graph
 
 
-def read(path: Path, *, calibrate: Path | None = None) -> Foreign:
-    """The model in a TFLite file.
-
-    Args:
-        path: A float32, float16 or quantised (uint8, int8) classifier with one picture as its input.
-        calibrate: A folder with some pictures, of no particular classes, for a quantised file: see
-            `tflite_calibrate.correct`.
+def read(path: str | os.PathLike) -> Foreign:
+    """The model in a TFLite file: a float32, float16 or quantised (uint8, int8) classifier of one picture.
 
     Raises:
         WeightsError: The file is damaged or not a MobileNetV3; the message says where the graph departs from one.
-        ValueError: `calibrate` without pictures, or for a file that is not quantised.
-        ImportError: The schema package is missing, or for `calibrate` the runtime.
+        ImportError: The schema package is missing.
     """
-    found = find(path)
+    path = Path(path)
+    return foreign_of(path, find(path))
+
+
+def foreign_of(path: Path, found: Found) -> Foreign:
+    """What was found in a file, as `foreign.read` returns it."""
     arch, options = named(found.table, found.pad_type)
     options |= {"num_classes": len(found.layers["classifier"].bias), "in_chans": found.layers["stem"].weight.shape[1]}
     if found.se_order != "act-se":
         options["se_order"] = found.se_order
-    foreign = Foreign(arch, options, state_dict(found), _config(path, found), _note(found))
-    if calibrate is None:
-        return foreign
-    from .tflite_calibrate import correct
-
-    return correct(path, found, foreign, calibrate)
+    return Foreign(arch, options, state_dict(found), _config(path, found), _note(found))
 
 
 def find(path: Path) -> Found:
@@ -171,7 +166,9 @@ class _Parser:
             if first != act:
                 raise WeightsError(f"a block of {len(depthwise.bias)} channels has two activations, {first} and {act}")
             if len(expand.bias) == expand.weight.shape[1]:
-                raise WeightsError(f"a block expands {len(expand.bias)} channels to as many, for which we have no layer")
+                raise WeightsError(
+                    f"a block expands {len(expand.bias)} channels to as many, for which we have no layer"
+                )
             parts = {"expand": expand} | parts
         parts |= {"depthwise": depthwise, "project": project}
         exp, kernel = len(depthwise.bias), depthwise.weight.shape[2]
@@ -254,8 +251,6 @@ def _hard_sigmoid(value: Value, height: float) -> tuple[float, float]:
 
 def _rescaled(layer: Layer, gain: float, shift: float) -> Layer:
     """The layer with outputs gain * x + shift."""
-    from dataclasses import replace
-
     a, b = layer.to_file
     to_file = (a / gain, b - a * shift / gain)
     return replace(layer, weight=layer.weight * gain, bias=layer.bias * gain + shift, to_file=to_file)

@@ -348,7 +348,9 @@ class _Recogniser:
         for place in (0, 1):
             if self._is_constant(op.inputs[place]):
                 constant, value = self._constant(op, place), self._value(op, 1 - place)
-                return self._with_constant(op, value, (lambda x, c: function(c, x)) if place == 0 else function, constant)
+                return self._with_constant(
+                    op, value, (lambda x, c: function(c, x)) if place == 0 else function, constant
+                )
         a, b = self._value(op, 0), self._value(op, 1)
         if a.node is b.node and a.axes == b.axes:
             return replace(a, curve=function(a.curve, b.curve), clamped=function(a.clamped, b.clamped), implied=None)
