@@ -19,8 +19,9 @@ from .catalog import HALF
 from .errors import WeightsError
 from .foreign import Foreign, named
 from .layers import BN_EPS
-from .tflite_file import TYPES, Graph, read_graph
-from .tflite_layers import GRID, UNARY, Layer, Node, Value, recognise, same
+from .tflite_file import TYPES, Graph, Tensor, read_graph
+from .tflite_layers import recognise
+from .tflite_values import GRID, UNARY, Layer, Node, Value, same
 
 CURVES = {"RE": UNARY["RELU"](GRID), "HS": UNARY["HARD_SWISH"](GRID)}
 CLOSE = 0.01  # of a curve; constants of 8 bits are that exact, and the functions differ by more
@@ -127,8 +128,13 @@ class _Parser:
             raise WeightsError(f"{what} is a {kind} convolution of {size}x{size} over {layer.weight.shape[1]} channels")
         if layer.groups > 1 and not layer.groups == len(layer.bias):
             raise WeightsError(f"{what} has {layer.groups} groups for {len(layer.bias)} channels")
-        if depthwise and layer.dims and layer.dilation > 1 and layer.stride > 1:
-            raise WeightsError(f"{what} has stride and dilation")
+        steps = (layer.stride, layer.dilation)
+        if (
+            1 not in steps
+            or (steps != (1, 1) and not depthwise and kernel == 1)
+            or (kernel == 3 and layer.dilation > 1)
+        ):
+            raise WeightsError(f"{what} has stride {layer.stride} and dilation {layer.dilation}")
         return (layer, _activation(value, what, act)), layer.sources[0]
 
     def _block(self, value: Value) -> _Block:
@@ -166,9 +172,7 @@ class _Parser:
             if first != act:
                 raise WeightsError(f"a block of {len(depthwise.bias)} channels has two activations, {first} and {act}")
             if len(expand.bias) == expand.weight.shape[1]:
-                raise WeightsError(
-                    f"a block expands {len(expand.bias)} channels to as many, for which we have no layer"
-                )
+                raise WeightsError(f"a block expands {len(expand.bias)} channels to as many: ours have no such layer")
             parts = {"expand": expand} | parts
         parts |= {"depthwise": depthwise, "project": project}
         exp, kernel = len(depthwise.bias), depthwise.weight.shape[2]
@@ -260,7 +264,7 @@ def _pad_type(layers: dict[str, Layer]) -> str:
     """'same' or '', by the layers of stride 2; at stride 1 both are the same."""
     fitting = {"same", ""}
     for name, layer in layers.items():
-        if not layer.dims:
+        if len(layer.dims) == 1:
             continue
         half = layer.weight.shape[2] // 2 * layer.dilation
         even = (half, half)
@@ -287,6 +291,8 @@ def state_dict(found: Found) -> dict[str, torch.Tensor]:
     tensors = {}
     for name, layer in found.layers.items():
         weight, bias = torch.tensor(layer.weight).float(), torch.tensor(layer.bias).float()
+        if not (weight.isfinite().all() and bias.isfinite().all()):
+            raise WeightsError(f"{name} has weights that float32 does not hold: damaged scales?")
         if name == "classifier":
             weight = weight.flatten(1)
         if name in ("classifier", "head") or ".se." in name:
@@ -305,23 +311,32 @@ def state_dict(found: Found) -> dict[str, torch.Tensor]:
 
 def _config(path: Path, found: Found) -> dict[str, Any]:
     """Preprocessing: of what mnv3 wrote beside the file, else of what the graph does with bytes, else TensorFlow's."""
-    entry, stem = found.graph.tensors[found.graph.input], found.layers["stem"]
+    stem = found.layers["stem"]
     channels, source = stem.weight.shape[1], stem.sources[0]
     height, width = (found.input.dims[axis] for axis in source.axes[1:3])
     side = max(height, width)
     config = {"input_size": (channels, height, width), "pool_size": (-(-side // found.table.stride),) * 2}
     config |= {"mean": HALF[:1] * channels, "std": HALF[:1] * channels, "interpolation": "bilinear", "crop_pct": 0.875}
-    gain, shift = (np.broadcast_to(np.asarray(v, float), channels) for v in found.input.affine)
+    scaling = _scaling(found.graph.tensors[found.graph.input], found.input, channels)
+    if scaling is not None:  # gain * byte + shift = (byte / 255 - mean) / std
+        gain, shift = scaling
+        if not (np.all(gain > 1e-5) and np.all(gain < 10) and np.all(np.abs(shift) < 1e3)):
+            raise WeightsError(f"{path}: it makes {gain} * byte + {shift} of pictures: damaged?")
+        config |= {"std": tuple((1 / (255 * gain)).tolist()), "mean": tuple((-shift / (255 * gain)).tolist())}
+    return config | _beside(path)
+
+
+def _scaling(entry: Tensor, input: Node, channels: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Gain and shift (channels,) from a byte of a picture to what the stem reads, where the file says them."""
+    gain, shift = (np.broadcast_to(np.asarray(v, float), channels) for v in input.affine)
     if entry.type in ("UINT8", "INT8"):
         scale = 1.0 if entry.scale is None else entry.scale[0]
         zero = 0.0 if entry.zero_point is None else entry.zero_point[0]
         low = -128 if entry.type == "INT8" else 0  # what a byte of 0 is given as
-        gain, shift = gain * scale, gain * (low - zero) * scale + shift
-    elif np.all(np.abs(gain) > 0.1):
-        gain = gain / 255 if np.any(gain != 1) or np.any(shift != 0) else np.zeros(channels)
-    if np.all(gain > 0):  # gain * byte + shift = (byte / 255 - mean) / std
-        config |= {"std": tuple((1 / (255 * gain)).tolist()), "mean": tuple((-shift / (255 * gain)).tolist())}
-    return config | _beside(path)
+        return gain * scale, gain * (low - zero) * scale + shift
+    if np.all(gain == 1) and np.all(shift == 0):
+        return None
+    return (gain / 255 if np.all(gain > 0.1) else gain), shift  # of numbers up to 1, or up to 255
 
 
 def _beside(path: Path) -> dict[str, Any]:

@@ -42,9 +42,10 @@ class Tensor:
     @property
     def range(self) -> tuple[float, float] | None:
         """The least and the largest real value that it can hold, if it is quantised per tensor."""
-        if not self.quantised or self.scale is None or self.scale.size != 1:
+        zeros = np.zeros(1) if self.zero_point is None else self.zero_point
+        if not self.quantised or self.scale is None or self.scale.size != 1 or zeros.size != 1:
             return None
-        limits, zero = np.iinfo(TYPES[self.type]), 0 if self.zero_point is None else self.zero_point.item()
+        limits, zero = np.iinfo(TYPES[self.type]), zeros[0]
         return float((limits.min - zero) * self.scale[0]), float((limits.max - zero) * self.scale[0])
 
     def values(self, *, plain: bool = False) -> np.ndarray:

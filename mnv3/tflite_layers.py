@@ -1,105 +1,18 @@
-"""What the operators of a TFLite graph compute: layers, pools, gates and sums, with functions of one number between.
-
-Converters write one network in many ways: h-swish as an operator, or as x * relu6(x + 3) / 6; a bias with the 3 of a
-hard sigmoid in it; padding by name or apart; quantised files of TOCO without their ReLUs, as a zero point of 0 cuts off
-the same. So nothing here goes by names: every elementwise operator acts on a curve, the values over `GRID` of what has
-been done to a layer's output so far, and from_tflite.py asks which function the curve is.
+"""What the operators of a TFLite graph compute, as values of tflite_values.py: each operator of the few that a
+MobileNetV3 consists of, in all the ways that converters use them.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 
 from .errors import WeightsError
 from .tflite_file import Graph, Operator, Tensor
+from .tflite_values import BINARY, FUSED, STRAIGHT, UNARY, Layer, Node, Value
 
-GRID = np.linspace(-12, 12, 769)  # steps of 1/32, with the corners of relu, relu6 and both hard functions on it
-STRAIGHT = (0, 1, 2, 3)  # axes in TFLite's order, NHWC
-
-
-@dataclass(eq=False)
-class Node:
-    """Something that is no function of one number: 'input', 'layer', 'pool', 'gate' (map * vector) or 'sum'."""
-
-    kind: str
-    sources: list["Value"]
-    dims: tuple[int, ...]  # of a map NHWC, of the input as the file has it; () for a vector of a pooled map
-    affine: tuple[Any, Any] = (1.0, 0.0)  # gain and shift, scalars or by channel: the input's normalisation
-
-
-@dataclass(eq=False)
-class Layer(Node):
-    """A convolution, or a linear layer as one of 1x1."""
-
-    weight: np.ndarray = field(default=None)  # (O, I / groups, k, k)
-    bias: np.ndarray = field(default=None)  # (O,)
-    stride: int = 1
-    dilation: int = 1
-    groups: int = 1
-    pads: tuple[int, int, int, int] | None = None  # top, bottom, left, right; None for TensorFlow's SAME
-    stored: Tensor | None = None  # the weight in the file
-    output: int = -1  # the tensor that the file's operator writes, which is
-    fused: int = 0  # this activation of the schema of
-    to_file: tuple[Any, Any] = (1.0, 0.0)  # gain * (what this layer gives) + shift
-
-
-@dataclass(eq=False)
-class Value:
-    """A tensor of the graph: `curve` of a node's output.
-
-    `clamped` is the curve with the activations that quantised ranges imply, and `implied` says which one the node's
-    own output has: 'RELU' or None.
-    """
-
-    node: Node
-    curve: np.ndarray = field(default_factory=lambda: GRID)
-    clamped: np.ndarray = field(default_factory=lambda: GRID)
-    axes: tuple[int, ...] = STRAIGHT
-    pads: tuple[int, int, int, int] | None = None  # zeros put around it
-    implied: str | None = None
-
-    @property
-    def is_vector(self) -> bool:
-        return not self.node.dims
-
-    @property
-    def plain(self) -> bool:
-        """Whether it is the node's output itself."""
-        return np.array_equal(self.curve, GRID)
-
-    def map(self, function: Callable[[np.ndarray], np.ndarray]) -> "Value":
-        return replace(self, curve=function(self.curve), clamped=function(self.clamped), implied=None)
-
-
-def same(a: Value, b: Value) -> bool:
-    """Whether two values are one."""
-    return a.node is b.node and a.pads == b.pads and np.allclose(a.curve, b.curve)
-
-
-FUSED: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # schema: ActivationFunctionType
-    0: lambda x: x,
-    1: lambda x: np.maximum(x, 0),
-    2: lambda x: np.clip(x, -1, 1),
-    3: lambda x: np.clip(x, 0, 6),
-}
-UNARY = {
-    "RELU": FUSED[1],
-    "RELU_N1_TO_1": FUSED[2],
-    "RELU6": FUSED[3],
-    "RELU_0_TO_1": lambda x: np.clip(x, 0, 1),
-    "HARD_SWISH": lambda x: x * np.clip(x + 3, 0, 6) / 6,
-}
-BINARY = {
-    "ADD": np.add,
-    "SUB": np.subtract,
-    "MUL": np.multiply,
-    "DIV": np.divide,
-    "MINIMUM": np.minimum,
-    "MAXIMUM": np.maximum,
-}
 LAYERS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+MAX_SIDE = 4096  # pixels of a picture
 
 
 def recognise(graph: Graph) -> tuple[Value, bool]:
@@ -108,15 +21,16 @@ def recognise(graph: Graph) -> tuple[Value, bool]:
     Raises:
         WeightsError: There is an operator, or a use of one, that no MobileNetV3 needs.
     """
-    return _Recogniser(graph).run()
+    with np.errstate(all="ignore"):  # a curve may go anywhere: then it is none of ours
+        return _Recogniser(graph).run()
 
 
 class _Recogniser:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         entry = graph.tensors[graph.input]
-        if len(entry.shape) != 4 or min(entry.shape) < 1 or entry.stored is not None:
-            raise WeightsError(f"the input is {entry.shape}, no batch of pictures")
+        if len(entry.shape) != 4 or min(entry.shape) < 1 or max(entry.shape) > MAX_SIDE or entry.stored is not None:
+            raise WeightsError(f"the input is {entry.shape}, no batch of pictures of up to {MAX_SIDE} pixels a side")
         self.values = {graph.input: Value(Node("input", [], entry.shape))}
         self.constants: dict[int, tuple[np.ndarray, Tensor]] = {}  # with what they were stored as
         self.softmax: int | None = None
@@ -235,8 +149,11 @@ class _Recogniser:
         kernel = self._one(op, *weight.shape[2:])
         if len(bias) != out or kernel % 2 == 0 or stride < 1 or dilation < 1:
             raise WeightsError(f"{op} has {len(bias)} biases, kernel {kernel}, stride {stride}: not MobileNetV3's")
-        dims, pads = (), source.pads or (0, 0, 0, 0)
-        if not source.is_vector:
+        dims, pads = (out,), source.pads or (0, 0, 0, 0)
+        if source.is_vector:
+            if (source.node.dims[0], kernel, stride, groups) != (weight.shape[1], 1, 1, 1):
+                raise WeightsError(f"{op} on a vector of {source.node.dims[0]} has weights of {weight.shape}")
+        else:
             if source.node.kind != "input" and source.axes != STRAIGHT:
                 raise WeightsError(f"{op} reads a map in another order than NHWC")
             _, *sides, channels = (source.node.dims[axis] for axis in source.axes)
@@ -309,7 +226,7 @@ class _Recogniser:
     def _pool(self, source: Value) -> Value:
         if source.node.kind == "input":
             raise WeightsError("the input is averaged: not MobileNetV3's")
-        return Value(Node("pool", [source], ()))
+        return Value(Node("pool", [source], source.node.dims[3:]))
 
     # --- what leaves the numbers as they are
 
@@ -362,9 +279,8 @@ class _Recogniser:
         raise WeightsError(f"{op} of two different maps or vectors: not MobileNetV3's")
 
     def _with_constant(self, op: Operator, value: Value, function: Callable, constant: np.ndarray) -> Value:
-        with np.errstate(all="ignore"):
-            shift = function(0.0, constant)
-            gain = function(1.0, constant) - shift
+        shift = function(0.0, constant)
+        gain = function(1.0, constant) - shift
         linear = op.kind in ("ADD", "SUB", "MUL") or (op.kind == "DIV" and function is np.divide)
         if value.node.kind == "input" and linear:
             if value.plain and np.isfinite(gain).all() and sum(side > 1 for side in constant.shape) <= 1:

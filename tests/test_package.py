@@ -19,6 +19,7 @@ FLOORS = [
     {"depthwise", "images"},
     {"layers", "data"},
     {"convert", "model", "deploy.fuse", "deploy.formats", "foreign", "tflite_file"},
+    {"tflite_values"},
     {"tflite_layers"},
     {"from_tflite"},
     {"files"},
