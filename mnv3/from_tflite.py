@@ -328,6 +328,8 @@ def _config(path: Path, found: Found) -> dict[str, Any]:
 
 def _scaling(entry: Tensor, input: Node, channels: int) -> tuple[np.ndarray, np.ndarray] | None:
     """Gain and shift (channels,) from a byte of a picture to what the stem reads, where the file says them."""
+    if not {np.size(v) for v in input.affine} <= {1, channels}:
+        raise WeightsError(f"pictures of {channels} channels are normalised with {input.affine[0]}")
     gain, shift = (np.broadcast_to(np.asarray(v, float), channels) for v in input.affine)
     if entry.type in ("UINT8", "INT8"):
         scale = 1.0 if entry.scale is None else entry.scale[0]

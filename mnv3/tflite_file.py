@@ -149,8 +149,7 @@ class _Reader:
 
     def _operator(self, source: Any, position: int) -> Operator:
         code = self.model.OperatorCodes(source.OpcodeIndex())
-        # numbers from 127 on do not fit into the field that old files have
-        kind = self.operator_names.get(max(code.BuiltinCode(), code.DeprecatedBuiltinCode()), "unknown")
+        kind = self.operator_names.get(_number(code), "unknown")
         if kind == "CUSTOM":
             kind = f"CUSTOM {(code.CustomCode() or b'').decode(errors='replace')[:40]}"
         if source.InputsLength() > 16 or source.OutputsLength() != 1:
@@ -217,6 +216,18 @@ def _bytes(shape: tuple[int, ...], kind: str) -> int:
     for side in shape:
         total *= side
     return total
+
+
+def _number(code: Any) -> int:
+    """An operator's number: in the larger of two fields, as 127 and more do not fit into the one that old files have.
+
+    The package's own accessor looks for small numbers in the old field alone, which new writers leave empty.
+    """
+    from flatbuffers.number_types import Int32Flags
+
+    table = code._tab
+    place = table.Offset(10)
+    return max(table.Get(Int32Flags, place + table.Pos) if place else 0, code.DeprecatedBuiltinCode())
 
 
 def _names(enum: Any) -> dict[int, str]:

@@ -75,7 +75,7 @@ class _Recogniser:
             raise WeightsError(f"{op} reads tensor {index}, which nothing has written yet")
         if self.softmax is not None and op.kind not in ("DEQUANTIZE", "QUANTIZE", "RESHAPE", "SQUEEZE", "CAST"):
             raise WeightsError(f"{op} comes after a softmax: no classifier that mnv3 knows")
-        if self.values[index].pads and op.kind not in ("CONV_2D", "DEPTHWISE_CONV_2D"):
+        if self.values[index].pads and op.kind not in ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE"):
             raise WeightsError(f"{op} reads a padded map; only convolutions do in a MobileNetV3")
         return self.values[index]
 
@@ -149,7 +149,8 @@ class _Recogniser:
         kernel = self._one(op, *weight.shape[2:])
         if len(bias) != out or kernel % 2 == 0 or stride < 1 or dilation < 1:
             raise WeightsError(f"{op} has {len(bias)} biases, kernel {kernel}, stride {stride}: not MobileNetV3's")
-        dims, pads = (out,), source.pads or (0, 0, 0, 0)
+        around = source.pads or ((0, 0),) * 4
+        dims, pads = (out,), (*around[1], *around[2])
         if source.is_vector:
             if (source.node.dims[0], kernel, stride, groups) != (weight.shape[1], 1, 1, 1):
                 raise WeightsError(f"{op} on a vector of {source.node.dims[0]} has weights of {weight.shape}")
@@ -163,9 +164,9 @@ class _Recogniser:
                 groups = channels // weight.shape[1]
             else:
                 raise WeightsError(f"{op} reads {channels} channels with weights of {weight.shape}")
+            if any(around[0] + around[3]) or (source.pads and op.options.get("Padding") == 0):
+                raise WeightsError(f"{op} reads a map padded by {around}: not MobileNetV3's")
             if op.options.get("Padding") == 0:  # SAME
-                if source.pads:
-                    raise WeightsError(f"{op} pads a padded map")
                 pads, sides = None, [-(-side // stride) for side in sides]
             else:
                 room = (pads[0] + pads[1], pads[2] + pads[3])
@@ -190,10 +191,7 @@ class _Recogniser:
             raise WeightsError(f"{op} pads with other numbers than zero")
         if pads.shape != (4, 2) or pads.min() < 0 or pads.max() > 64 or source.is_vector:
             raise WeightsError(f"{op} pads by {pads.tolist()[:4]}: not MobileNetV3's")
-        order = pads[[source.axes.index(axis) for axis in STRAIGHT]] if source.node.kind != "input" else pads
-        if order[[0, 3]].any():
-            raise WeightsError(f"{op} pads the batch or the channels")
-        return replace(source, pads=tuple(int(n) for n in order[1:3].reshape(-1)))
+        return replace(source, pads=tuple((int(before), int(after)) for before, after in pads))
 
     _padv2 = _pad
 
@@ -244,7 +242,8 @@ class _Recogniser:
             return source
         if sorted(order) != [0, 1, 2, 3] or order[0] != 0:
             raise WeightsError(f"{op} puts the axes in order {order}")
-        return replace(source, axes=tuple(source.axes[axis] for axis in order))
+        pads = source.pads and tuple(source.pads[axis] for axis in order)
+        return replace(source, axes=tuple(source.axes[axis] for axis in order), pads=pads)
 
     def _quantize(self, op: Operator) -> Value:
         return self._value(op, 0)
@@ -285,7 +284,8 @@ class _Recogniser:
         if value.node.kind == "input" and linear:
             if value.plain and np.isfinite(gain).all() and sum(side > 1 for side in constant.shape) <= 1:
                 old_gain, old_shift = value.node.affine
-                affine = (np.squeeze(old_gain * gain), np.squeeze(old_shift * gain + shift))
+                gain, shift = np.squeeze(gain), np.squeeze(shift)  # by channel, wherever the channels stand
+                affine = (old_gain * gain, old_shift * gain + shift)
                 return replace(value, node=replace(value.node, affine=affine))
         elif constant.size == 1 and (op.kind != "DIV" or (linear and constant.item())):
             return value.map(lambda x: function(x, constant.item()))

@@ -56,7 +56,7 @@ class Value:
     curve: np.ndarray = field(default_factory=lambda: GRID)
     clamped: np.ndarray = field(default_factory=lambda: GRID)
     axes: tuple[int, ...] = STRAIGHT
-    pads: tuple[int, int, int, int] | None = None  # zeros put around it
+    pads: tuple[tuple[int, int], ...] | None = None  # zeros put around it, before and after, by axis
     implied: str | None = None
 
     @property

@@ -1,6 +1,5 @@
 """TFLite files become our models: equal to LiteRT where they are float, and refused in one line where they are not."""
 
-
 import numpy as np
 import pytest
 import torch
