@@ -11,6 +11,8 @@ from torch import Tensor
 from .arch import VARIANTS, Arch, scale
 from .errors import WeightsError
 
+NAMES = {".tflite": "a TFLite file", ".h5": "an HDF5 file of Keras", ".keras": "a Keras archive"}
+
 
 class Foreign(NamedTuple):
     """A model out of another framework's file, in our terms.
@@ -61,7 +63,11 @@ def read(path: str | os.PathLike, **options: Any) -> Foreign | None:
 
 
 def kind_of(path: Path) -> str | None:
-    """'tflite', 'keras' or 'slim': whose file it is; None for a folder and for files of PyTorch."""
+    """'tflite', 'keras' or 'slim': whose file it is; None for a folder and for files of PyTorch.
+
+    Raises:
+        WeightsError: It has the name of one of these and other contents, or cannot be read.
+    """
     if not path.is_file():
         return None
     try:
@@ -73,7 +79,10 @@ def kind_of(path: Path) -> str | None:
             return "keras"
         if head[:2] == b"PK" and zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                return "keras" if "config.json" in archive.namelist() else None
+                if "config.json" in archive.namelist():
+                    return "keras"
     except (OSError, zipfile.BadZipFile) as error:
         raise WeightsError(f"{path}: cannot be read: {error}") from None
+    if path.suffix in NAMES:
+        raise WeightsError(f"{path}: by its name {NAMES[path.suffix]}, but it is not one, {path.stat().st_size} bytes")
     return "slim" if path.suffix == ".index" else None

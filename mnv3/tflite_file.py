@@ -111,7 +111,8 @@ def read_graph(path: Path) -> Graph:
     if content[4:8] != b"TFL3":
         raise WeightsError(f"{path}: not a TFLite file: it has no TFL3 at byte 4")
     try:
-        return _Reader(tflite, content).graph()
+        with np.errstate(all="ignore"):  # of scales that are not numbers, which are refused
+            return _Reader(tflite, content).graph()
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from None
     except Exception as error:  # whatever a wrong offset leads to: struct.error, IndexError, UnicodeDecodeError ...
@@ -153,7 +154,8 @@ class _Reader:
         if kind == "CUSTOM":
             kind = f"CUSTOM {(code.CustomCode() or b'').decode(errors='replace')[:40]}"
         if source.InputsLength() > 16 or source.OutputsLength() != 1:
-            raise WeightsError(f"operator {position} ({kind}) has {source.OutputsLength()} outputs: not MobileNetV3's")
+            ends = f"{source.InputsLength()} inputs and {source.OutputsLength()} outputs"
+            raise WeightsError(f"operator {position} ({kind}) has {ends}: not MobileNetV3's")
         inputs = [source.Inputs(i) for i in range(source.InputsLength())]
         options = {}
         if table := source.BuiltinOptions():
