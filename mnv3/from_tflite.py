@@ -7,7 +7,7 @@ batch norm into weights and biases: ours becomes (mean 0, variance 1 - eps, weig
 
 import json
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +191,7 @@ class _Parser:
         gain, shift = _hard_sigmoid(gate, height)
         (excite, _), value = self._conv(gate, "the gate of a squeeze-and-excite", act=None)
         if (gain, shift) != (1.0, 0.0):
-            excite = _rescaled(excite, gain, shift)
+            excite = excite.then(gain, shift)
         (squeeze, act), value = self._conv(value, "the squeeze of a squeeze-and-excite")
         if act != "RE":
             raise WeightsError(f"a squeeze-and-excite has {act} in the middle, not ReLU")
@@ -253,13 +253,6 @@ def _hard_sigmoid(value: Value, height: float) -> tuple[float, float]:
     raise WeightsError("the gate of a squeeze-and-excite is no hard sigmoid")
 
 
-def _rescaled(layer: Layer, gain: float, shift: float) -> Layer:
-    """The layer with outputs gain * x + shift."""
-    a, b = layer.to_file
-    to_file = (a / gain, b - a * shift / gain)
-    return replace(layer, weight=layer.weight * gain, bias=layer.bias * gain + shift, to_file=to_file)
-
-
 def _pad_type(layers: dict[str, Layer]) -> str:
     """'same' or '', by the layers of stride 2; at stride 1 both are the same."""
     fitting = {"same", ""}
@@ -290,7 +283,7 @@ def state_dict(found: Found) -> dict[str, torch.Tensor]:
     """The weights under our keys."""
     tensors = {}
     for name, layer in found.layers.items():
-        weight, bias = torch.tensor(layer.weight).float(), torch.tensor(layer.bias).float()
+        weight, bias = (torch.tensor(values).float() for values in layer.folded())
         if not (weight.isfinite().all() and bias.isfinite().all()):
             raise WeightsError(f"{name} has weights that float32 does not hold: damaged scales?")
         if name == "classifier":

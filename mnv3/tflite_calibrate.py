@@ -130,7 +130,7 @@ def _correct(model: nn.Module, found: Found, batch: Tensor, means: dict[str, Ten
         module = modules.get(f"{name}.norm", modules[name])
         low, high = found.graph.tensors[layer.output].range or (-np.inf, np.inf)
         low, high = max(low, {1: 0, 2: -1, 3: 0}.get(layer.fused, low)), min(high, {2: 1, 3: 6}.get(layer.fused, high))
-        gain, shift = (torch.as_tensor(v, dtype=torch.float32) for v in layer.to_file)
+        gain, shift = (torch.as_tensor(v, dtype=torch.float32) for v in layer.affine)
 
         def hook(
             module: nn.Module, _: Any, out: Tensor, name=name, low=low, high=high, gain=gain, shift=shift
@@ -138,8 +138,8 @@ def _correct(model: nn.Module, found: Found, batch: Tensor, means: dict[str, Ten
             # (N, channels, pixels), as the file's operator gives them before its activation and range cut them off
             values = out.flatten(2) if out.dim() > 2 else out[..., None]
             column = (1, -1, 1)
-            values = values * gain.view(column if gain.dim() else ()) + shift.view(column if shift.dim() else ())
-            step = _shift(values, means[name], low, high) / gain
+            values = (values - shift.view(column if shift.dim() else ())) / gain.view(column if gain.dim() else ())
+            step = _shift(values, means[name], low, high) * gain
             module.bias.add_(step)
             return out + step.view(1, -1, *[1] * (out.dim() - 2))
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from .errors import WeightsError
 
-MAX_BYTES = 1 << 30
+MAX_BYTES = 1 << 29
 MAX_OPERATORS = 2000  # MobileNetV3-Large has 220 or fewer
 TYPES = {"FLOAT32": "f4", "FLOAT16": "f2", "INT8": "i1", "UINT8": "u1", "INT16": "i2", "INT32": "i4", "INT64": "i8"}
 OPTIONS = (  # of the operators that a MobileNetV3 consists of
@@ -49,25 +49,29 @@ class Tensor:
         return float((limits.min - zero) * self.scale[0]), float((limits.max - zero) * self.scale[0])
 
     def values(self, *, plain: bool = False) -> np.ndarray:
-        """A constant's real values in float64; with `plain` the numbers as they are (axes, paddings).
+        """A constant's real values; with `plain` the numbers as they are (axes, paddings).
+
+        In float32, where a product with one of 8 or 16 bits is rounded once, and float64 for biases of 32.
 
         Raises:
             WeightsError: Its scales are missing or do not fit.
         """
         if self.stored is None:
             raise WeightsError(f"tensor {self.name!r} should be a constant, but has no data in the file")
+        kind = np.float64 if self.type in ("INT32", "INT64") else np.float32
         if plain or not self.quantised:
-            return self.stored.astype(np.float64)
+            return self.stored.astype(kind, copy=False)
         if self.scale is None:
             raise WeightsError(f"tensor {self.name!r} is {self.type}, but the file has no scale for it")
-        scale, zero = (np.atleast_1d(v) for v in (self.scale, 0 if self.zero_point is None else self.zero_point))
+        zero = 0 if self.zero_point is None else self.zero_point
+        scale, zero = (np.atleast_1d(v).astype(kind) for v in (self.scale, zero))
         if scale.size > 1 or zero.size > 1:
             along = [1] * len(self.shape)
             if not 0 <= self.axis < len(self.shape) or not {scale.size, zero.size} <= {1, self.shape[self.axis]}:
                 raise WeightsError(f"tensor {self.name!r} of {self.shape} has {scale.size} scales for axis {self.axis}")
             along[self.axis] = -1
             scale, zero = scale.reshape(along), zero.reshape(along)
-        return (self.stored.astype(np.float64) - zero) * scale
+        return (self.stored.astype(kind) - zero) * scale
 
 
 @dataclass(eq=False)
@@ -123,7 +127,7 @@ class _Reader:
     def __init__(self, schema: Any, content: bytes) -> None:
         self.schema, self.content = schema, content
         self.model = schema.Model.GetRootAs(content, 0)
-        self.room = 4 * len(content) + 4096  # bytes of constants: many tensors may share a buffer, but not any number
+        self.room = 2 * len(content) + 4096  # bytes of constants: many tensors may share a buffer, but not any number
         self.type_names = _names(schema.TensorType)
         self.operator_names = _names(schema.BuiltinOperator)
         self.option_names = _names(schema.BuiltinOptions)

@@ -34,6 +34,8 @@ class _Recogniser:
         self.values = {graph.input: Value(Node("input", [], entry.shape))}
         self.constants: dict[int, tuple[np.ndarray, Tensor]] = {}  # with what they were stored as
         self.softmax: int | None = None
+        # numbers in the weights of layers: a byte of the file is one at most, and of one layer
+        self.room = sum(t.stored.nbytes for t in graph.tensors.values() if t.stored is not None)
 
     def run(self) -> tuple[Value, bool]:
         for op in self.graph.operators:
@@ -177,6 +179,9 @@ class _Recogniser:
         fused = op.options.get("FusedActivationFunction", 0)
         act = self._activation(op, fused)
         stored = self.constants[op.inputs[1]][1] if op.inputs[1] in self.constants else self._tensor(op.inputs[1])
+        self.room -= weight.size
+        if self.room < 0:
+            raise WeightsError(f"{op}: many layers share their weights: not MobileNetV3's")
         node = Layer("layer", [source], dims, (1.0, 0.0), weight, bias, stride, dilation, groups, pads, stored)
         return Value(replace(node, output=op.outputs[0], fused=fused)).map(act)
 
@@ -278,21 +283,16 @@ class _Recogniser:
         raise WeightsError(f"{op} of two different maps or vectors: not MobileNetV3's")
 
     def _with_constant(self, op: Operator, value: Value, function: Callable, constant: np.ndarray) -> Value:
+        constant = constant.astype(np.float64)
         shift = function(0.0, constant)
         gain = function(1.0, constant) - shift
         linear = op.kind in ("ADD", "SUB", "MUL") or (op.kind == "DIV" and function is np.divide)
-        if value.node.kind == "input" and linear:
-            if value.plain and np.isfinite(gain).all() and sum(side > 1 for side in constant.shape) <= 1:
-                old_gain, old_shift = value.node.affine
-                gain, shift = np.squeeze(gain), np.squeeze(shift)  # by channel, wherever the channels stand
-                affine = (old_gain * gain, old_shift * gain + shift)
-                return replace(value, node=replace(value.node, affine=affine))
-        elif constant.size == 1 and (op.kind != "DIV" or (linear and constant.item())):
+        by_channel = linear and value.plain and np.isfinite(gain).all() and (gain != 0).all()
+        by_channel = by_channel and max(constant.shape, default=1) == constant.size  # wherever the channels stand
+        if by_channel and (
+            value.node.kind == "input" or (isinstance(value.node, Layer) and 1 < constant.size == len(value.node.bias))
+        ):
+            return replace(value, node=value.node.then(np.squeeze(gain), np.squeeze(shift)))
+        if constant.size == 1 and value.node.kind != "input" and (op.kind != "DIV" or (linear and constant.item())):
             return value.map(lambda x: function(x, constant.item()))
-        elif linear and isinstance(value.node, Layer) and value.plain and constant.size == len(value.node.bias):
-            node, (gain, shift) = value.node, (np.broadcast_to(v, constant.shape).reshape(-1) for v in (gain, shift))
-            if (gain != 0).all() and max(constant.shape) == constant.size:
-                to_file = (node.to_file[0] / gain, node.to_file[1] - node.to_file[0] * shift / gain)
-                weight, bias = node.weight * gain[:, None, None, None], node.bias * gain + shift
-                return replace(value, node=replace(node, weight=weight, bias=bias, to_file=to_file))
         raise WeightsError(f"{op} with a constant of {constant.shape}: not MobileNetV3's")

@@ -25,15 +25,19 @@ class Node:
     kind: str
     sources: list["Value"]
     dims: tuple[int, ...]  # of a map NHWC, of the input as the file has it; (C,) for a vector of a pooled map
-    affine: tuple[Any, Any] = (1.0, 0.0)  # gain and shift, scalars or by channel: the input's normalisation
+    affine: tuple[Any, Any] = (1.0, 0.0)  # gain and shift, scalars or by channel, of the file's input or layer
+
+    def then(self, gain: Any, shift: Any) -> "Node":
+        """The same with gain * x + shift after it."""
+        return replace(self, affine=(self.affine[0] * gain, self.affine[1] * gain + shift))
 
 
 @dataclass(eq=False)
 class Layer(Node):
     """A convolution, or a linear layer as one of 1x1."""
 
-    weight: np.ndarray = field(default=None)  # (O, I / groups, k, k)
-    bias: np.ndarray = field(default=None)  # (O,)
+    weight: np.ndarray = field(default=None)  # (O, I / groups, k, k), and
+    bias: np.ndarray = field(default=None)  # (O,), before `affine`
     stride: int = 1
     dilation: int = 1
     groups: int = 1
@@ -41,7 +45,11 @@ class Layer(Node):
     stored: Tensor | None = None  # the weight in the file
     output: int = -1  # the tensor that the file's operator writes, which is
     fused: int = 0  # this activation of the schema of
-    to_file: tuple[Any, Any] = (1.0, 0.0)  # gain * (what this layer gives) + shift
+
+    def folded(self) -> tuple[np.ndarray, np.ndarray]:
+        """Weight and bias with `affine` in them."""
+        gain, shift = self.affine
+        return self.weight * np.reshape(gain, (-1, 1, 1, 1)), self.bias * gain + shift
 
 
 @dataclass(eq=False)

@@ -330,7 +330,8 @@ def test_int8_per_channel(tmp_path, which):
     batch = torch.stack([transform(images.load(path)) for path in images.find(tmp_path)])
     theirs = real_outputs(file, _inputs(find(file), batch))
     errors = [np.abs((logits(m, batch) - theirs).mean(0)).mean() for m in (before, built(corrected))]
-    assert errors[1] < (1.2 if which == "weights" else 0.8) * errors[0], errors  # float activations have no bias
+    if which != "weights":  # with float activations there is nothing to correct
+        assert errors[1] < 0.8 * errors[0]
 
 
 # --- other graphs, and damaged files
