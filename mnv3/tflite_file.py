@@ -145,8 +145,8 @@ class _Reader:
         if not 0 < count <= MAX_OPERATORS:
             raise WeightsError(f"the graph has {count} operators; no MobileNetV3 has more than {MAX_OPERATORS}")
         graph.operators = [self._operator(source.Operators(i), i) for i in range(count)]
-        used = {i for op in graph.operators for i in (*op.inputs, *op.outputs)} | {graph.input, graph.output}
-        for index in sorted(used - {-1}):
+        read = {i for op in graph.operators for i in op.inputs} - {-1}
+        for index in sorted(read | {i for op in graph.operators for i in op.outputs} | {graph.input, graph.output}):
             if not 0 <= index < source.TensorsLength():
                 raise WeightsError(f"the graph has no tensor {index}: damaged")
             graph.tensors[index] = self._tensor(source.Tensors(index), index)
