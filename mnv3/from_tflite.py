@@ -140,7 +140,7 @@ class _Parser:
     def _block(self, value: Value) -> _Block:
         if value.node.kind != "sum":
             block = self._branch(value)
-            if block.row.stride == 1 and block.input.node.dims[3] == block.row.out and block.row.dilation == 1:
+            if block.row.stride == 1 and block.input.node.dims[-1] == block.row.out:
                 raise WeightsError(f"a block of {block.row.out} channels has no shortcut")
             return block
         if not _is(value, GRID):
@@ -148,7 +148,7 @@ class _Parser:
         for branch, shortcut in (value.node.sources, value.node.sources[::-1]):
             if isinstance(branch.node, Layer) and branch.node.groups == 1 and _is(branch, GRID):
                 block = self._branch(branch)
-                if same(block.input, shortcut):
+                if same(block.input, shortcut) and block.row.stride == 1:
                     return block
         raise WeightsError("a sum is not that of a block's output and its input")
 

@@ -1,6 +1,7 @@
 """TFLite files become our models: equal to LiteRT where they are float, and refused in one line where they are not."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -518,6 +519,27 @@ def test_mobilenet_v2_and_edgetpu(tmp_path):
     assert "the input of a projection to 16 channels is a full convolution of 3x3" in message
 
 
+def test_shared_weights(tmp_path):
+    """A small file cannot ask for much memory: every byte makes one number."""
+    file = Writer((1, SIZE, SIZE, 256))
+    x, weight, bias = file.graph.inputs[0], file.constant(np.zeros((256, 1, 1, 256))), file.constant(np.zeros(256))
+    for _ in range(20):
+        options = {"strideH": 1, "strideW": 1, "padding": 0}
+        x = file.op("CONV_2D", [x, weight, bias], file.shape(x), **options)
+    assert "many layers share their weights" in refused(tmp_path / "in.tflite", file.bytes(x))
+
+
+def _no_shortcut(network, graph):
+    add = next(op for op in operators(network, graph, "ADD") if op.builtinOptions.fusedActivationFunction == 0)
+    after = next(op for op in graph.operators if add.outputs[0] in list(op.inputs) and op is not add)
+    after.inputs = [add.inputs[0], *list(after.inputs)[1:]]
+
+
+def test_missing_shortcut(tmp_path):
+    content = Tensorflow(tiny(table=Arch(16, (Bneck(3, 16, 16, False, "RE", 1), *TINY.rows[1:]), 96, 64)), SIZE).bytes()
+    assert "a block of 16 channels has no shortcut" in refused(tmp_path / "in.tflite", edited(content, _no_shortcut))
+
+
 def test_not_tflite(tmp_path):
     for name in ("model.tflite", "weights.h5", "model.keras"):
         assert "but it is not one" in refused(tmp_path / name, b"<html>")
@@ -651,3 +673,13 @@ def test_accuracy(convert, shared, tmp_path, file, plain, calibrated):
         with torch.no_grad():
             hits = torch.cat([model(part).argmax(1) for part in x.split(50)]) == labels
         assert 100 * hits.float().mean() >= least - 1e-3
+
+
+@pytest.mark.parametrize(("package", "options"), [("tflite", []), ("ai_edge_litert.interpreter", ["--calibrate", "."])])
+def test_missing_packages(convert, shared, tmp_path, monkeypatch, package, options):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.chdir(shared / "images" / "imagenet_half")
+    status, _, err = convert(shared / "weights" / "tflite" / SMALL_FILE, tmp_path / "out", *options)
+    assert status == 1
+    assert "pip install 'mnv3[convert]'" in err
+    assert not (tmp_path / "out").exists()
