@@ -120,7 +120,7 @@ def read_graph(path: Path) -> Graph:
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from None
     except Exception as error:  # whatever a wrong offset leads to: struct.error, IndexError, UnicodeDecodeError ...
-        raise WeightsError(f"{path}: a damaged TFLite file, {len(content)} bytes ({type(error).__name__})") from error
+        raise WeightsError(f"{path}: a TFLite file that is damaged or cut off, {len(content)} bytes") from error
 
 
 class _Reader:
