@@ -2,7 +2,7 @@
 
     python benchmarks/export.py [--weights FOLDER ...] [--pictures FOLDER] [--formats onnx ...]
 
-Models: the two of CIFAR-10 that ship, mnv3_small and mnv3_large with random weights, and weights folders that are given.
+Models: the two of CIFAR-10 that ship, mnv3_small and mnv3_large with random weights, and weights folders given with it.
 Formats that can have it are exported with a dynamic batch and size, and compared at other sizes too.
 """
 

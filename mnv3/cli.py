@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from . import __version__, arch, catalog, cli_deploy, cli_hub, cli_train
+from . import __version__, arch, catalog, cli_convert, cli_deploy, cli_hub, cli_train
 from .errors import ExportError, PublishError, TrainingStopped, WeightsError, one_line
 
 DEFAULT_MODEL = "mnv3_small_cifar.cifar10"  # its weights ship with mnv3
@@ -95,25 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps ... (cpu)")
     sub.add_argument("--json", action="store_true", help="one JSON object a picture and line")
 
-    sub = command("convert", convert, "Turn a foreign checkpoint into a weights folder.")
-    sub.add_argument(
-        "source",
-        metavar="IN",
-        type=Path,
-        help="file or folder with weights of timm, torchvision, d-li14's ports or mnv3",
-    )
-    sub.add_argument("out", metavar="OUT", type=Path, help="the folder to write")
-    sub.add_argument(
-        "--arch",
-        required=True,
-        metavar="ARCH[.TAG]",
-        help="the model that it is for; TAG says of which weights it has the preprocessing, if IN is a file",
-    )
-    sub.add_argument("--se-order", choices=arch.SE_ORDERS, help="squeeze-and-excite after the activation or before it")
-    sub.add_argument("--bn-eps", type=float, metavar="EPS", help="of the batch norms, if not the layout's own")
-    sub.add_argument("--drop-background", action="store_true", help="drop class 0 of TensorFlow's 1001")
-    sub.add_argument("--ema", action=argparse.BooleanOptionalAction, help="averaged weights, or not (if there are any)")
-    sub.add_argument("--force", action="store_true", help="replace OUT if it is a weights folder")
+    cli_convert.add_commands(command)
     cli_train.add_commands(command, _positive)
     cli_deploy.add_commands(command, _positive)
     cli_hub.add_commands(command)
@@ -269,36 +251,3 @@ def _readable(prediction, name_file: bool) -> str:
         label = entry["label"] or f"class {entry['index']}"
         lines.append(f"{100 * entry['prob']:6.2f} %  {label}")
     return "\n".join(lines)
-
-
-def convert(args: argparse.Namespace) -> int:
-    """`mnv3 convert IN OUT --arch A`."""
-    from timm.models._hub import load_model_config_from_path
-
-    from . import files
-    from .convert import convert_state_dict
-    from .factory import check_architecture, create_model
-
-    name, tag = catalog.split_name(args.arch)
-    if args.out.exists() and not args.force:
-        raise FileExistsError(f"{args.out} exists: choose another folder, or replace it with --force")
-    source, build = args.source, {}
-    # of unknown weights, unless a tag says which they are
-    cfg = {} if tag else dict.fromkeys(("tag", "license", "origin_url"))
-    if source.is_dir():
-        check_architecture(source, name)  # padding and eps are not in the tensors
-        found, _, build = load_model_config_from_path(source)
-        ours = ("architecture", "first_conv", "classifier", "source", "file")
-        cfg = {key: value for key, value in found.items() if key not in ours}
-        source = files.weights_in(source)
-    weights = files.read_family(source, use_ema=args.ema)
-    classes = max(weights.num_classes - args.drop_background, 0)
-    build |= {"num_classes": classes, "in_chans": weights.in_chans}
-    if args.se_order:
-        build["se_order"] = args.se_order
-    model = create_model(args.arch, pretrained_cfg_overlay=cfg, **build)
-    options = {"bn_eps": args.bn_eps, "drop_background": args.drop_background}
-    model.load_state_dict(convert_state_dict(weights.state_dict, model, **options))
-    folder = files.save(model, args.out, exist_ok=args.force)
-    print(f"wrote {folder}: {args.arch}, {classes} classes, sha256 {files.digest(folder / files.WEIGHTS_FILE)}")
-    return 0

@@ -1,0 +1,152 @@
+"""`mnv3 convert`: a checkpoint from elsewhere becomes a weights folder; with --to, weights for elsewhere."""
+
+import argparse
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from . import arch, catalog
+
+Command = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
+UNKNOWN = dict.fromkeys(("tag", "license", "origin_url"))  # of weights that nothing says the origin of
+
+
+def add_commands(command: Command) -> None:
+    """Add the command to the parser of cli.py."""
+    sub = command("convert", convert, "Turn a foreign checkpoint into a weights folder.")
+    sub.add_argument(
+        "source",
+        metavar="IN",
+        type=Path,
+        help="file or folder with weights of timm, torchvision, d-li14's ports or mnv3; or a file of TFLite, Keras "
+        "(.weights.h5, .h5, .keras) or TF-Slim (.index); with --to, a name of `mnv3 list --pretrained` too",
+    )
+    sub.add_argument("out", metavar="OUT", type=Path, help="the folder to write; with --to, the .safetensors file")
+    sub.add_argument(
+        "--to",
+        choices=("timm", "torchvision"),
+        help="write weights that this package loads strictly, for its own model",
+    )
+    sub.add_argument(
+        "--arch",
+        metavar="ARCH[.TAG]",
+        help="the model that it is for; TAG says of which weights it has the preprocessing, if IN is a file. Files of "
+        "TFLite, Keras and TF-Slim say it themselves",
+    )
+    sub.add_argument("--se-order", choices=arch.SE_ORDERS, help="squeeze-and-excite after the activation or before it")
+    sub.add_argument("--bn-eps", type=float, metavar="EPS", help="of the batch norms, if not the layout's own")
+    sub.add_argument("--drop-background", action="store_true", help="drop class 0 of TensorFlow's 1001")
+    sub.add_argument("--ema", action=argparse.BooleanOptionalAction, help="averaged weights, or not (if there are any)")
+    sub.add_argument(
+        "--calibrate",
+        metavar="FOLDER",
+        type=Path,
+        help="of a quantised TFLite file: correct every layer's mean on some of these pictures (64), which need no "
+        "labels",
+    )
+    sub.add_argument("--force", action="store_true", help="replace OUT if it is a weights folder or, with --to, a file")
+
+
+def convert(args: argparse.Namespace) -> int:
+    """`mnv3 convert IN OUT [--arch A]`."""
+    from . import files, foreign
+
+    if args.arch:
+        catalog.split_name(args.arch)
+    if args.out.exists() and not args.force:
+        other = "file" if args.to else "folder"
+        raise FileExistsError(f"{args.out} exists: choose another {other}, or replace it with --force")
+    kind = foreign.kind_of(args.source)
+    if args.calibrate and kind != "tflite":
+        raise ValueError(f"--calibrate is for quantised TFLite files: {args.source} is none")
+    if args.to:
+        return _export(args, kind)
+    model = _foreign(args, kind) if kind else _checkpoint(args)
+    folder = files.save(model, args.out, exist_ok=args.force)
+    name = args.arch or model.pretrained_cfg["architecture"]
+    sha256 = files.digest(folder / files.WEIGHTS_FILE)
+    print(f"wrote {folder}: {name}, {model.num_classes} classes, sha256 {sha256}")
+    return 0
+
+
+def _export(args: argparse.Namespace, kind: str | None) -> int:
+    """`mnv3 convert IN OUT.safetensors --to timm|torchvision`."""
+    from . import files, to_others
+    from .factory import create_model, load_checkpoint
+
+    if kind:
+        model = _foreign(args, kind)
+    elif not args.source.exists():
+        model = create_model(str(args.source), pretrained=True)
+    elif args.source.is_dir():
+        model = load_checkpoint(args.source, model=args.arch)
+    else:
+        model = _checkpoint(args)
+    target = to_others.write(model, args.to, args.out, exist_ok=args.force)
+    print(f"wrote {args.out}: for {target}, sha256 {files.digest(args.out)}")
+    return 0
+
+
+def _checkpoint(args: argparse.Namespace) -> Any:
+    """The model of a PyTorch checkpoint, whose layout does not say which it is."""
+    from timm.models._hub import load_model_config_from_path
+
+    from . import files
+    from .convert import convert_state_dict
+    from .factory import check_architecture, create_model
+
+    if not args.arch:
+        raise ValueError(f"{args.source} does not say which model it is for: give --arch ARCH")
+    name, tag = catalog.split_name(args.arch)
+    source, build = args.source, {}
+    cfg = {} if tag else UNKNOWN
+    if source.is_dir():
+        check_architecture(source, name)  # padding and eps are not in the tensors
+        found, _, build = load_model_config_from_path(source)
+        ours = ("architecture", "first_conv", "classifier", "source", "file")
+        cfg = {key: value for key, value in found.items() if key not in ours}
+        source = files.weights_in(source)
+    weights = files.read_family(source, use_ema=args.ema)
+    classes = max(weights.num_classes - args.drop_background, 0)
+    build |= {"num_classes": classes, "in_chans": weights.in_chans}
+    if args.se_order:
+        build["se_order"] = args.se_order
+    model = create_model(args.arch, pretrained_cfg_overlay=cfg, **build)
+    options = {"bn_eps": args.bn_eps, "drop_background": args.drop_background}
+    model.load_state_dict(convert_state_dict(weights.state_dict, model, **options))
+    return model
+
+
+def _foreign(args: argparse.Namespace, kind: str) -> Any:
+    """The model of another framework's file, which says which it is."""
+    from . import foreign
+    from .convert import convert_state_dict
+    from .factory import create_model
+
+    for option, value in (("--se-order", args.se_order), ("--bn-eps", args.bn_eps)):
+        if value is not None:
+            raise ValueError(f"{option} is for checkpoints that do not say it: {args.source} does")
+    options = {} if args.ema is None else {"use_ema": args.ema}
+    if options and kind != "slim":
+        raise ValueError(f"--ema and --no-ema are for checkpoints with averaged weights: {args.source} has none")
+    if args.calibrate:
+        from .tflite_calibrate import calibrated
+
+        found = calibrated(args.source, args.calibrate)
+    else:
+        found = foreign.read(args.source, **options)
+    name, tag = catalog.split_name(args.arch or found.arch)
+    other = {key: value for key, value in found.options.items() if key in ("width", "pad_type", "arch")}
+    if args.arch and (name != found.arch or other):
+        table = "".join(f" with {key}={value!r:.40}" for key, value in other.items())
+        raise ValueError(f"{args.source} holds {found.arch}{table}, not {name}: leave --arch out to take it as it is")
+    print(f"{args.source}: {found.arch}; {found.note}")
+    classes = found.options.get("num_classes", arch.VARIANTS[name].num_classes)
+    if classes == 1001 and not args.drop_background:
+        logging.getLogger("mnv3").warning("class 0 of 1001 is TensorFlow's background: --drop-background drops it")
+    build = found.options | {"num_classes": max(classes - args.drop_background, 0)}
+    cfg = {} if tag else found.config | UNKNOWN
+    model = create_model(args.arch or name, pretrained_cfg_overlay=cfg, **build)
+    model.load_state_dict(convert_state_dict(found.state_dict, model, drop_background=args.drop_background))
+    return model
