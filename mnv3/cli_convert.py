@@ -72,8 +72,9 @@ def convert(args: argparse.Namespace) -> int:
 
 def _export(args: argparse.Namespace, kind: str | None) -> int:
     """`mnv3 convert IN OUT.safetensors --to timm|torchvision`."""
-    from . import files, to_others
+    from . import files
     from .factory import create_model, load_checkpoint
+    from .foreign import to_others
 
     if kind:
         model = _foreign(args, kind)
@@ -131,7 +132,7 @@ def _foreign(args: argparse.Namespace, kind: str) -> Any:
     if options and kind != "slim":
         raise ValueError(f"--ema and --no-ema are for checkpoints with averaged weights: {args.source} has none")
     if args.calibrate:
-        from .tflite_calibrate import calibrated
+        from .foreign.tflite_calibrate import calibrated
 
         found = calibrated(args.source, args.calibrate)
     else:

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import mnv3
-from mnv3 import WeightsError, foreign, from_keras
+from mnv3 import WeightsError, foreign
+from mnv3.foreign import keras as from_keras
 
 os.environ.update(KERAS_BACKEND="torch", KERAS_HOME=os.environ["HF_HOME"])
 h5py = pytest.importorskip("h5py", reason="needs pip install 'mnv3[convert]'")
@@ -366,7 +367,7 @@ def test_links_and_storage_elsewhere(good, tmp_path):
         for i in range(hdf5_limit + 1):
             root[f"layers/conv2d/{i}"] = root["layers/conv2d_1/vars"]
 
-    from mnv3 import hdf5
+    from mnv3.foreign import hdf5
 
     hdf5_limit = hdf5.MAX_ENTRIES
     for tamper, message in (
@@ -451,7 +452,8 @@ def test_damage_anywhere_is_an_error_or_harmless(good, tmp_path):
     """Random bytes changed in the part with HDF5's structures, each file in bounded time, in one other process."""
     code = """
 import sys, time, random, pathlib
-from mnv3 import from_keras, WeightsError
+from mnv3 import WeightsError
+from mnv3.foreign import keras as from_keras
 content, file, found = pathlib.Path(sys.argv[1]).read_bytes(), pathlib.Path(sys.argv[2]), 0
 for seed in range(60):
     rng, changed = random.Random(seed), bytearray(content)

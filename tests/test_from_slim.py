@@ -9,7 +9,8 @@ import torch
 from conftest import randomize
 
 import mnv3
-from mnv3 import WeightsError, arch, convert_state_dict, foreign, from_slim, tensorbundle
+from mnv3 import WeightsError, arch, convert_state_dict, foreign
+from mnv3.foreign import slim as from_slim, tensorbundle
 from mnv3.model import MobileNetV3
 
 crc32c = pytest.importorskip("google_crc32c", reason="needs pip install 'mnv3[convert]'")

@@ -14,7 +14,7 @@ import mnv3
 from mnv3 import cli, foreign, images
 from mnv3.arch import Arch, Bneck
 from mnv3.errors import WeightsError
-from mnv3.from_tflite import find
+from mnv3.foreign.tflite import find
 
 SIZE = 64
 TINY = Arch(
@@ -323,7 +323,7 @@ def test_int8_per_channel(tmp_path, which):
     for i in range(16):
         pixels = np.random.default_rng(i).integers(0, 256, (80, 80, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{i}.png")
-    from mnv3.tflite_calibrate import _inputs, calibrated
+    from mnv3.foreign.tflite_calibrate import _inputs, calibrated
 
     corrected, before = calibrated(file, tmp_path), built(found)
     assert "biases corrected on 16 pictures" in corrected.note
@@ -639,7 +639,7 @@ def test_calibrate_refuses(convert, shared, tmp_path):
 
 def test_shift():
     """Means are met where they can be, and a correction that is noise is not made."""
-    from mnv3.tflite_calibrate import _shift
+    from mnv3.foreign.tflite_calibrate import _shift
 
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(16, 5, 64, generator=generator)

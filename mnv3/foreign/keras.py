@@ -19,11 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from . import hdf5
-from .convert import BN_EPS_TF, some
-from .errors import WeightsError
-from .foreign import Foreign
-from .from_tensorflow import foreign, our_key
+from ..convert import BN_EPS_TF, some
+from ..errors import WeightsError
+from . import Foreign, hdf5
+from .tensorflow import foreign, our_key
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"  # in a .keras archive
 MAX_CONFIG = 2_000_000  # bytes; Large's has 220,000

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from .arch import Arch, Bneck
-from .catalog import HALF
-from .errors import WeightsError
-from .foreign import Foreign, named
-from .layers import BN_EPS
+from ..arch import Arch, Bneck
+from ..catalog import HALF
+from ..errors import WeightsError
+from ..layers import BN_EPS
+from . import Foreign, named
 from .tflite_file import TYPES, Graph, Tensor, read_graph
 from .tflite_layers import recognise
 from .tflite_values import GRID, UNARY, Layer, Node, Value, same
@@ -335,7 +335,7 @@ def _scaling(entry: Tensor, input: Node, channels: int) -> tuple[np.ndarray, np.
 
 
 def _beside(path: Path) -> dict[str, Any]:
-    from .deploy.formats import beside, digests
+    from ..deploy.formats import beside, digests
 
     try:
         said = json.loads(beside(path).read_text(encoding="utf-8"))

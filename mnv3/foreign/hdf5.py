@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .errors import WeightsError
+from ..errors import WeightsError
 
 MAX_DEPTH = 12
 MAX_ENTRIES = 20_000  # Keras' Large with the variables of its optimizer has about 2,000

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .arch import dilate, reduce_tail, scale, scale_torchvision
-from .convert import LAYOUTS
-from .errors import choices
-from .files import plain_tensors, write_atomically
-from .from_tensorflow import TABLES
-from .model import MobileNetV3
+from ..arch import dilate, reduce_tail, scale, scale_torchvision
+from ..convert import LAYOUTS
+from ..errors import choices
+from ..files import plain_tensors, write_atomically
+from ..model import MobileNetV3
+from .tensorflow import TABLES
 
 TARGETS = ("timm", "torchvision")
 

@@ -3,7 +3,7 @@
 Converters write one network in many ways: h-swish as an operator, or as x * relu6(x + 3) / 6; a bias with the 3 of a
 hard sigmoid in it; quantised files of TOCO without their ReLUs, as a zero point of 0 cuts off the same. So nothing here
 goes by names: every elementwise operator acts on a curve, the values over `GRID` of what has been done to a layer's
-output so far, and from_tflite.py asks which function the curve is.
+output so far, and tflite.py asks which function the curve is.
 """
 
 from collections.abc import Callable

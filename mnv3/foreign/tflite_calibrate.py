@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import images
-from .deploy.runtime import quiet
-from .errors import WeightsError
-from .factory import create_model, transforms
-from .foreign import Foreign
-from .from_tflite import Found, find, foreign_of
-from .layers import evaluating
+from .. import images
+from ..deploy.runtime import quiet
+from ..errors import WeightsError
+from ..factory import create_model, transforms
+from ..layers import evaluating
+from . import Foreign
+from .tflite import Found, find, foreign_of
 from .tflite_file import TYPES
 
 PICTURES = 64  # of 224 pixels; more change the result by less than they take

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from .arch import VARIANTS, Arch, scale
-from .errors import WeightsError
+from ..arch import VARIANTS, Arch, scale
+from ..errors import WeightsError
 
 NAMES = {".tflite": "a TFLite file", ".h5": "an HDF5 file of Keras", ".keras": "a Keras archive"}
 
@@ -58,7 +58,7 @@ def read(path: str | os.PathLike, **options: Any) -> Foreign | None:
     kind = kind_of(path)
     if kind is None:
         return None
-    reader = importlib.import_module(f".from_{kind}", __package__)  # they import this module for what they return
+    reader = importlib.import_module(f".{kind}", __package__)  # they import this module for what they return
     return reader.read(path, **options)
 
 

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .arch import LARGE, SMALL, Arch, minimal, round8
-from .convert import BN_EPS_TF, convert_state_dict
-from .errors import WeightsError
-from .foreign import Foreign, named
-from .model import MobileNetV3
+from ..arch import LARGE, SMALL, Arch, minimal, round8
+from ..convert import BN_EPS_TF, convert_state_dict
+from ..errors import WeightsError
+from ..model import MobileNetV3
+from . import Foreign, named
 
 TABLES = {"small": SMALL, "large": LARGE, "small_minimal": minimal(SMALL), "large_minimal": minimal(LARGE)}
 MODULES = {

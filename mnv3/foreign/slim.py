@@ -7,11 +7,11 @@ Source: https://github.com/tensorflow/models/tree/master/research/slim/nets/mobi
 
 from pathlib import Path
 
-from .convert import some
-from .errors import WeightsError
-from .foreign import Foreign
-from .from_tensorflow import foreign, our_key
+from ..convert import some
+from ..errors import WeightsError
+from . import Foreign
 from .tensorbundle import Bundle
+from .tensorflow import foreign, our_key
 
 SCOPE = "MobilenetV3/"
 AVERAGE = "/ExponentialMovingAverage"

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from .errors import WeightsError
+from ..errors import WeightsError
 from .tflite_file import Graph, Operator, Tensor
 from .tflite_values import BINARY, FUSED, STRAIGHT, UNARY, Layer, Node, Value
 
