@@ -1,0 +1,71 @@
+"""Quantised TFLite files: top-1 in LiteRT, as plain floats, and with the biases corrected (`mnv3 convert --calibrate`).
+
+    python benchmarks/import_tflite.py FILE.tflite ... --pictures FOLDER
+
+FOLDER has pictures whose names start with the index of their class: 0000_tench.jpg. Calibrated on 64 of every second
+one; 'unseen' are the others.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import mnv3
+from mnv3 import foreign
+from mnv3.bench import machine
+from mnv3.deploy.runtime import quiet
+from mnv3.foreign.tflite_calibrate import calibrated
+
+
+def logits(found: foreign.Foreign, x: Tensor) -> Tensor:
+    """Of the imported model."""
+    model = mnv3.create_model(found.arch, pretrained_cfg_overlay=found.config, **found.options).eval()
+    model.load_state_dict(found.state_dict)
+    with torch.inference_mode():
+        return torch.cat([model(part) for part in x.split(20)])
+
+
+def in_litert(file: Path, found: foreign.Foreign, x: Tensor) -> Tensor:
+    """Of the file itself, for the bytes that `x` was made of."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    with quiet():
+        interpreter = Interpreter(str(file), num_threads=1)
+        interpreter.allocate_tensors()
+    entry, result = interpreter.get_input_details()[0], interpreter.get_output_details()[0]["index"]
+    mean, std = (torch.tensor(found.config[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
+    data = ((x * std + mean) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+    outputs = []
+    for picture in data:
+        interpreter.set_tensor(entry["index"], picture[None])
+        interpreter.invoke()
+        outputs.append(torch.from_numpy(interpreter.get_tensor(result).copy()))
+    return torch.cat(outputs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE.tflite", help="of uint8, as Google publishes them")
+    parser.add_argument("--pictures", type=Path, required=True, metavar="FOLDER")
+    args = parser.parse_args()
+    pictures = sorted(mnv3.images.find(args.pictures))
+    labels = torch.tensor([int(file.name.partition("_")[0]) for file in pictures])
+    print(f"{machine()}; top-1 of {len(pictures)} pictures / of the {len(pictures[1::2])} unseen, %\n")
+    print("| file | in LiteRT | plain | calibrated |\n| --- | ---: | ---: | ---: |")
+    for file in args.files:
+        found = foreign.read(file)
+        model = mnv3.create_model(found.arch, pretrained_cfg_overlay=found.config, **found.options)
+        transform = mnv3.transforms(model)
+        x = torch.stack([transform(mnv3.images.load(picture)) for picture in pictures])
+        background = found.options["num_classes"] - 1000
+        cells = []
+        for y in (in_litert(file, found, x), logits(found, x), logits(calibrated(file, pictures[::2]), x)):
+            right = (y.float().argmax(1) - background == labels).float()
+            cells.append(f"{100 * right.mean():.1f} / {100 * right[1::2].mean():.1f}")
+        print(f"| {file.name} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
