@@ -80,8 +80,14 @@ def ink() -> str:
     return matplotlib.rcParams["text.color"]
 
 
-def sheet(rows: Sequence[tuple[float, Sequence[Draw]]], *, width: float = WIDTH, title: str | None = None) -> Any:
-    """A figure of rows, each of a height in inches and with parts beside each other, laid out by themselves."""
+def sheet(
+    rows: Sequence[tuple[float, Sequence[Draw]]],
+    *,
+    width: float = WIDTH,
+    title: str | None = None,
+    ratios: Sequence[float] | None = None,
+) -> Any:
+    """A figure of rows, each of a height in inches and with parts beside each other (`ratios` of their widths)."""
     from matplotlib.figure import Figure
 
     heights = [height for height, _ in rows]
@@ -90,7 +96,7 @@ def sheet(rows: Sequence[tuple[float, Sequence[Draw]]], *, width: float = WIDTH,
         figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     lines = figure.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)[:, 0]
     for line, (_, parts) in zip(lines, rows, strict=True):
-        for place, draw in zip(line.subfigures(1, len(parts), squeeze=False)[0], parts, strict=True):
+        for place, draw in zip(line.subfigures(1, len(parts), squeeze=False, width_ratios=ratios)[0], parts, strict=True):
             draw(place)
     return figure
 
