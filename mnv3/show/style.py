@@ -22,6 +22,7 @@ BLUE, ORANGE, GREEN, RED, SKY, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E0
 LIGHT = {"ink": "#1f2328", "paper": "#ffffff", "cycle": (BLUE, ORANGE, GREEN, RED, SKY, PURPLE)}
 DARK = {"ink": "#e6e6e6", "paper": "#16191d", "cycle": (SKY, ORANGE, GREEN, PURPLE, RED, BLUE)}
 Draw = Callable[[Any], None]  # onto a figure or a part of one
+Row = tuple[float, Sequence[Draw]]  # its height in inches, and what is side by side in it
 
 
 @contextmanager
@@ -81,7 +82,7 @@ def ink() -> str:
 
 
 def sheet(
-    rows: Sequence[tuple[float, Sequence[Draw]]],
+    rows: Sequence[Row],
     *,
     width: float = WIDTH,
     title: str | None = None,

@@ -122,7 +122,7 @@ def draw_heat(place: Any, reason: Reason) -> None:
     heat = over(reason.heat, reason.view.shape[:2])
     most = max(heat.max().item(), 1e-12)
     share = (heat / most).numpy()
-    image = right.imshow(share, cmap="inferno", vmin=0, vmax=1, alpha=0.15 + 0.6 * share)
+    image = right.imshow(share, cmap="inferno", vmin=0, vmax=1, alpha=0.1 + 0.55 * share)
     right.set_title(f"speaks for {short(reason.names[reason.index], 20)}", size=9)
     for axis in (left, right):
         axis.axis("off")
