@@ -5,7 +5,7 @@
 
 __version__ = "0.1.0"
 
-from . import timm_models
+from . import show, timm_models
 from .arch import Arch, Bneck
 from .catalog import CATALOG, Checkpoint
 from .convert import convert_state_dict
@@ -37,6 +37,7 @@ __all__ = [
     "predict",
     "save",
     "set_bn_eps",
+    "show",
     "timm_models",
     "transforms",
 ]

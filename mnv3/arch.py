@@ -323,7 +323,8 @@ def costs(arch: Arch, *, size: int = 224, in_chans: int = 3, num_classes: int = 
     yield part("last", out, out, arch.last, conv(1, arch.rows[-1].out, arch.last, 1, out))
     yield part("head", 1, 1, arch.head, ((arch.last + 1) * arch.head, arch.last * arch.head, arch.head))
     if num_classes:
-        yield part("classifier", 1, 1, num_classes, ((arch.head + 1) * num_classes, arch.head * num_classes, num_classes))
+        weights = arch.head * num_classes
+        yield part("classifier", 1, 1, num_classes, (weights + num_classes, weights, num_classes))
 
 
 def count_params(arch: Arch, *, in_chans: int = 3, num_classes: int = 1000) -> int:

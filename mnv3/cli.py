@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from . import __version__, arch, catalog, cli_deploy, cli_train
+from . import __version__, arch, catalog, cli_deploy, cli_show, cli_train
 from .errors import ExportError, TrainingStopped, WeightsError
 
 DEFAULT_MODEL = "mnv3_small_cifar.cifar10"  # its weights ship with mnv3
@@ -119,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--force", action="store_true", help="replace OUT if it is a weights folder")
     cli_train.add_commands(command, _positive)
     cli_deploy.add_commands(command, _positive)
+    cli_show.add_commands(command, _positive)
     return parser
 
 

@@ -23,23 +23,28 @@ FLOORS = [
     {"hub"},
     {"timm_models"},
     {"factory"},
-    {"predict", "evaluate", "ingredients", "progress", "runs", "visualize", "deploy.int8"},
+    {"predict", "evaluate", "ingredients", "progress", "runs", "deploy.int8", "show.style", "show.seen"},
+    {"show.panels", "show.calibration", "show.arch", "show.features", "show.why"},
     {"deploy.runtime", "deploy.timing", "deploy.onednn"},
     {"deploy.verify"},
     {"deploy.export"},
     {"deploy.quantize", "deploy.optimize"},
     {"deploy"},
     {"bench"},
+    {"show.run", "show.compare"},
+    {"show.report"},
+    {"show"},
+    {"visualize"},
     {"finetune"},
     {"ablate"},
     {"cli_deploy"},
-    {"cli_train"},
+    {"cli_train", "cli_show"},
     {"cli", "__init__"},
     {"__main__"},
 ]
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 STANDARD_LIBRARY_ONLY = {"errors", "arch", "catalog"}
-HEAVY = {"torchvision.models", "tqdm", "matplotlib", "onnx", "accelerate", "yaml", "tensorflow"}
+HEAVY = {"torchvision.models", "tqdm", "matplotlib", "captum", "onnx", "accelerate", "yaml", "tensorflow"}
 
 
 def modules():

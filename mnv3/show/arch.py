@@ -62,12 +62,12 @@ def arch(
     with style.page(path, dark=dark):
         title, table, size, num_classes, in_chans, se_order = described(model, size)
         rows = list(costs(table, size=size, in_chans=in_chans, num_classes=num_classes))
-        numbers = _rows(table, block)
-        height, block_height = LINE * (len(rows) + 5.4), max(_height(table, i, se_order) for i in numbers)
+        numbers = shown(table, block)
+        height, tall = LINE * (len(rows) + 5.4), max(block_height(table, i, se_order) for i in numbers)
         blocks = [partial(draw_block, table=table, number=i, rows=rows, se_order=se_order) for i in numbers]
         parts = [
             (height, [partial(draw_table, table=table, rows=rows, in_chans=in_chans)]),
-            (block_height, blocks if len(blocks) > 1 else [*blocks, lambda place: None]),
+            (tall, blocks if len(blocks) > 1 else [*blocks, lambda place: None]),
         ]
         total = {name: sum(getattr(row, name) for row in rows) for name in BARS}
         title += (
@@ -96,7 +96,7 @@ def described(model: str | Arch | nn.Module, size: int | None = None) -> tuple[s
     return model, variant.arch, size or variant.size, num_classes, 3, "act-se"
 
 
-def _rows(table: Arch, block: int | None) -> list[int]:
+def shown(table: Arch, block: int | None = None) -> list[int]:
     """The row to draw, or the first with all that the network has, and the first that halves the map."""
     if block is None:
         first = max(range(len(table.rows)), key=lambda i: (sum(_has(table, i)), -i))
@@ -170,7 +170,7 @@ def draw_table(place: Any, table: Arch, rows: list[Cost], in_chans: int = 3) -> 
         axis.text(0.1, y + (1.7 + 0.85 * i) * LINE, line, size=7.5, va="center")
 
 
-def _height(table: Arch, number: int, se_order: str) -> float:
+def block_height(table: Arch, number: int, se_order: str) -> float:
     """Inches that a block's picture takes from top to bottom."""
     expands, se, shortcut = _has(table, number)
     first = se and se_before_act(se_order, expands=expands)

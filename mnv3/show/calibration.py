@@ -51,7 +51,7 @@ def draw_reliability(place: Any, found: Calibration) -> None:
     middles = (found.edges[:-1] + width / 2)[there]
     accuracy, gap = found.accuracy[there], (found.confidence - found.accuracy)[there]
     axis.bar(middles, accuracy, 0.9 * width, color=blue, label="right")
-    axis.bar(middles, gap, 0.9 * width, accuracy, color=orange + "80", edgecolor=orange, label="difference")
+    axis.bar(middles, gap, 0.9 * width, accuracy, facecolor="none", edgecolor=orange, hatch="////", label="difference")
     axis.plot((0, 1), (0, 1), "--", color=style.ink(), lw=1)
     axis.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability of the answer", ylabel="share of right answers")
     axis.set_title(f"calibration: ECE {100 * found.ece:.1f} %", size=9)
@@ -63,11 +63,11 @@ def draw_reliability(place: Any, found: Calibration) -> None:
 def draw_counts(place: Any, found: Calibration) -> None:
     """How many pictures have an answer of which probability, and the two means."""
     axis, width, all_of_them = place.subplots(), 1 / len(found.count), found.count.sum()
-    blue, orange, green, *_ = style.colours()
+    blue, orange, *_ = style.colours()
     axis.bar(found.edges[:-1] + width / 2, found.count, 0.9 * width, color=blue)
-    means = {name: np.nansum(share * found.count) / all_of_them for name, share in (("sure", found.confidence), ("right", found.accuracy))}
-    axis.axvline(means["sure"], color=orange, ls="-", label=f"mean probability {100 * means['sure']:.1f} %")
-    axis.axvline(means["right"], color=style.ink(), ls=":", label=f"right {100 * means['right']:.1f} %")
+    sure, right = (np.nansum(share * found.count) / all_of_them for share in (found.confidence, found.accuracy))
+    axis.axvline(sure, color=orange, label=f"mean probability {100 * sure:.1f} %")
+    axis.axvline(right, color=style.ink(), ls=":", label=f"right {100 * right:.1f} %")
     axis.set(xlim=(0, 1), xlabel="probability of the answer", ylabel="pictures")
     axis.legend(loc="upper left")
     axis.grid(axis="y")

@@ -6,7 +6,7 @@ from textwrap import wrap
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from ..arch import Tap, taps
@@ -30,7 +30,7 @@ class Looked(NamedTuple):
 
 
 def features(
-    picture: str | os.PathLike,
+    picture: str | os.PathLike | Image.Image,
     model: nn.Module,
     *,
     what: str | None = None,
@@ -40,7 +40,7 @@ def features(
     """Draw the feature maps of every stage, and the gates of every squeeze-and-excite.
 
     Args:
-        picture: A file.
+        picture: A file, or a PIL picture.
         model: One of mnv3's, on any device; evaluated with its own preprocessing.
         what: 'maps' or 'gates'; None for both, of which a network without squeeze-and-excite has no gates.
         path: A PNG or SVG to write.
@@ -74,7 +74,7 @@ def check_gates(model: MobileNetV3) -> None:
         raise ValueError(f"{model.pretrained_cfg['architecture']} has no squeeze-and-excite here: no gates to show")
 
 
-def look(picture: str | os.PathLike, model: MobileNetV3) -> Looked:
+def look(picture: str | os.PathLike | Image.Image, model: MobileNetV3) -> Looked:
     """Run the network on a picture, and keep what `Looked` says."""
     x, view = seen.picture(picture, model)
     gates: dict[str, Tensor] = {}

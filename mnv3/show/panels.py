@@ -60,7 +60,7 @@ def by_class(axis: Any, matrix: Sequence[Sequence[int]], classes: Sequence[str])
         share = hits / count
         axis.barh(line, 100 * share, 0.65, color=style.colours()[0])
         axis.errorbar(100 * share, line, xerr=[[100 * (share - low)], [100 * (high - share)]], color=style.ink(), lw=1)
-        axis.text(2, line, f"{100 * share:.1f}", va="center", size=7, color="white", weight="bold")
+        axis.text(2, line, f"{100 * share:.1f}", va="center", size=7, color=style.paper(), weight="bold")
     axis.set_yticks(range(len(found)), [name for _, _, name in found], size=8 if len(found) <= 12 else 6)
     axis.set(xlim=(0, 100), ylim=(len(found) - 0.4, -0.6), xlabel="top-1 / %, with its 95 % interval")
     axis.grid(axis="x")

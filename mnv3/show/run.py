@@ -107,8 +107,8 @@ def read(
         return Results(folder, recipe, history)
     if not (folder / CONFIG_FILE).is_file():
         raise ValueError(
-            f"{folder} is not finished ({len(history)} of {recipe.epochs} epochs): go on with `mnv3 finetune --resume`, "
-            "or look at its curves alone (--what curves)"
+            f"{folder} is not finished ({len(history)} of {recipe.epochs} epochs): go on with "
+            "`mnv3 finetune --resume`, or look at its curves alone (--what curves)"
         )
     test = _test(folder / TEST_FILE)
     model = load_checkpoint(folder)

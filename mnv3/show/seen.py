@@ -3,6 +3,7 @@
 import os
 
 import numpy as np
+from PIL import Image
 from torch import Tensor, nn
 
 from .. import images
@@ -27,13 +28,13 @@ def of(model: nn.Module) -> MobileNetV3:
     return model
 
 
-def picture(file: str | os.PathLike, model: MobileNetV3) -> tuple[Tensor, np.ndarray]:
+def picture(file: str | os.PathLike | Image.Image, model: MobileNetV3) -> tuple[Tensor, np.ndarray]:
     """The model's input (1, 3, H, W), and the same part of the picture as it was, uint8 (kH, kW, 3).
 
     Raises:
         PictureError: The file cannot be read.
     """
-    loaded = images.load(file)
+    loaded = file.convert("RGB") if isinstance(file, Image.Image) else images.load(file)
     size = model.pretrained_cfg["input_size"]
     larger = (3, *(side * max(1, -(-VIEW // max(size[1:]))) for side in size[1:]))
     plain = transforms(model, input_size=larger, mean=(0.0,) * 3, std=(1.0,) * 3)

@@ -21,13 +21,13 @@ DPI = 150
 BLUE, ORANGE, GREEN, RED, SKY, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7"
 LIGHT = {"ink": "#1f2328", "paper": "#ffffff", "cycle": (BLUE, ORANGE, GREEN, RED, SKY, PURPLE)}
 DARK = {"ink": "#e6e6e6", "paper": "#16191d", "cycle": (SKY, ORANGE, GREEN, PURPLE, RED, BLUE)}
-Draw = Callable[[Any], None]  # onto a figure or a part of one
+Draw = Callable[[Any], Any]  # onto a part of a figure; what it returns is called when all has its place
 Row = tuple[float, Sequence[Draw]]  # its height in inches, and what is side by side in it
 
 
 @contextmanager
 def page(path: str | os.PathLike | None, *, dark: bool = False) -> Iterator[None]:
-    """Within it, figures get our style, on white or on black; `path` is where one shall go, refused at once if it cannot.
+    """Within it, figures get our style, on white or black; a `path` that cannot be written is refused.
 
     Raises:
         ImportError: matplotlib is missing.
@@ -81,6 +81,13 @@ def ink() -> str:
     return matplotlib.rcParams["text.color"]
 
 
+def paper() -> str:
+    """The colour of the page."""
+    import matplotlib
+
+    return matplotlib.rcParams["figure.facecolor"]
+
+
 def sheet(
     rows: Sequence[Row],
     *,
@@ -89,16 +96,24 @@ def sheet(
     ratios: Sequence[float] | None = None,
 ) -> Any:
     """A figure of rows, each of a height in inches and with parts beside each other (`ratios` of their widths)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     heights = [height for height, _ in rows]
     figure = Figure(figsize=(width, sum(heights) + 0.35 * bool(title)), layout="constrained")
+    FigureCanvasAgg(figure)
     if title:
         figure.suptitle(title, fontsize=11, x=0.01, ha="left")
+    late = []
     lines = figure.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)[:, 0]
     for line, (_, parts) in zip(lines, rows, strict=True):
-        for place, draw in zip(line.subfigures(1, len(parts), squeeze=False, width_ratios=ratios)[0], parts, strict=True):
-            draw(place)
+        places = line.subfigures(1, len(parts), squeeze=False, width_ratios=ratios)[0]
+        late += [draw(place) for place, draw in zip(places, parts, strict=True)]
+    if any(late):
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # what comes now is for this layout
+    for finish_part in filter(None, late):
+        finish_part()
     return figure
 
 

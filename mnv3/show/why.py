@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import choices
@@ -26,7 +27,7 @@ class Reason(NamedTuple):
 
 
 def why(
-    picture: str | os.PathLike,
+    picture: str | os.PathLike | Image.Image,
     model: nn.Module,
     *,
     class_: int | str | None = None,
@@ -36,7 +37,7 @@ def why(
     """Draw where a model sees a class in a picture, and its five most likely classes.
 
     Args:
-        picture: A file.
+        picture: A file, or a PIL picture.
         model: One of mnv3's, with a classifier; evaluated with its own preprocessing.
         class_: Index or name; by default the most likely one.
         path: A PNG or SVG to write.
@@ -56,7 +57,7 @@ def why(
         return style.finish(style.sheet([(3.3, parts)], ratios=(2, 1)), path)
 
 
-def explain(picture: str | os.PathLike, model: nn.Module, *, class_: int | str | None = None) -> Reason:
+def explain(picture: str | os.PathLike | Image.Image, model: nn.Module, *, class_: int | str | None = None) -> Reason:
     """Grad-CAM (Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391) of the last map before the pool.
 
     As that is an average, the gradient is the same at every place, and the map is what each place adds to the logit to
