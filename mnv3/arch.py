@@ -302,9 +302,10 @@ class Cost(NamedTuple):
 def costs(arch: Arch, *, size: int = 224, in_chans: int = 3, num_classes: int = 1000) -> Iterator[Cost]:
     """Parameters, MACs and activations of every part, in order, for a square picture of `size` pixels."""
 
-    def conv(k: int, cin: int, cout: int, groups: int, out_size: int) -> tuple[int, int, int]:
+    def conv(k: int, cin: int, cout: int, groups: int, out_size: int, shifts: int = 2) -> tuple[int, int, int]:
+        """Batch norm has a scale and a shift per channel, a layer with a bias one of the two."""
         weights, places = k * k * cin * cout // groups, out_size**2
-        return weights + 2 * cout, weights * places, cout * places  # batch norm: a scale and a shift per channel
+        return weights + shifts * cout, weights * places, cout * places
 
     def part(name: str, size: int, out_size: int, channels: int, *layers: tuple[int, int, int]) -> Cost:
         return Cost(name, size, out_size, channels, *map(sum, zip(*layers, strict=True)))
@@ -316,15 +317,13 @@ def costs(arch: Arch, *, size: int = 224, in_chans: int = 3, num_classes: int = 
         layers = [conv(1, cin, row.exp, 1, size)] if row.exp != cin else []
         layers.append(conv(row.kernel, row.exp, row.exp, row.exp, out))
         if row.se:
-            weights, outputs = 2 * row.exp * row.squeeze, row.squeeze + row.exp
-            layers.append((weights + outputs, weights, outputs))
+            layers += [conv(1, row.exp, row.squeeze, 1, 1, 1), conv(1, row.squeeze, row.exp, 1, 1, 1)]
         layers.append(conv(1, row.exp, row.out, 1, out))
         yield part(f"blocks.{i}", size, out, row.out, *layers)
     yield part("last", out, out, arch.last, conv(1, arch.rows[-1].out, arch.last, 1, out))
-    yield part("head", 1, 1, arch.head, ((arch.last + 1) * arch.head, arch.last * arch.head, arch.head))
+    yield part("head", 1, 1, arch.head, conv(1, arch.last, arch.head, 1, 1, 1))
     if num_classes:
-        weights = arch.head * num_classes
-        yield part("classifier", 1, 1, num_classes, (weights + num_classes, weights, num_classes))
+        yield part("classifier", 1, 1, num_classes, conv(1, arch.head, num_classes, 1, 1, 1))
 
 
 def count_params(arch: Arch, *, in_chans: int = 3, num_classes: int = 1000) -> int:

@@ -10,13 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .. import catalog
-from ..arch import VARIANTS
+from .. import bench as benchmark, catalog
+from ..arch import VARIANTS, count_macs
 from ..recipe import load
 from ..runs import RECIPE_FILE
 from . import style
 
 ABLATION_FILE = "ablation.json"
+IMAGENET, CIFAR = "ImageNet-1k val", {"cifar10": "CIFAR-10 test", "cifar100": "CIFAR-100 test"}
 LIBRARIES = ("mnv3", "timm", "torchvision")  # each its colour and marker
 MARKERS = dict(zip(LIBRARIES, "osD", strict=True))
 BESIDE = 8  # models whose names have room in two pictures side by side
@@ -28,6 +29,7 @@ class Point:
     """A model in the picture."""
 
     name: str
+    source: str  # its name for `mnv3 bench`, where weights do not matter
     library: str  # of `LIBRARIES`
     top1: float  # per cent
     data: str | None  # what that was measured on; None where nothing says it
@@ -95,41 +97,40 @@ def point(given: str) -> Point:
     Raises:
         ValueError: It is none, or nothing says its accuracy.
     """
-    from ..bench import count_macs
-
-    name, _, accuracy = given.partition("=")
-    folder = Path(name)
-    if (folder / RECIPE_FILE).is_file():
-        recipe = load(folder / RECIPE_FILE)
-        top1, _ = _accuracy(str(folder / "test.json")) if not accuracy else _accuracy(accuracy)
-        data = f"{catalog.CATALOG[-1].data}" if recipe.data == "cifar10" else f"{Path(recipe.data).name} test"
-        return Point(name, "mnv3", top1, data, recipe.size, count_macs(name, recipe.size))
-    ours = name.partition(".")[0] in VARIANTS
-    if ours:
-        arch, tag = catalog.split_name(name)
-        record = catalog.find(arch, tag) if catalog.checkpoints(arch) and (tag or not accuracy) else None
-        size = record.input_size[-1] if record else VARIANTS[arch].size
-        top1, data = _accuracy(accuracy) if accuracy else (record.top1, record.data) if record else (None, None)
-        if top1 is None:
-            raise ValueError(f"{name}: no top-1 is known (--help says how to give one): {name}=PERCENT")
-        macs = sum_macs(arch, size, record.num_classes if record else VARIANTS[arch].num_classes)
-        return Point(record.name if record else name, "mnv3", top1, data, size, macs)
-    library, rest = ("torchvision" if name.startswith("torchvision/") else "timm"), name.rpartition("/")[2]
-    macs = count_macs(name, 224)  # says which names there are
-    top1, data = _accuracy(accuracy) if accuracy else _torchvisions(rest) if library == "torchvision" else (None, None)
-    if top1 is None:
+    name, _, text = given.partition("=")
+    accuracy = _accuracy(text) if text else None
+    if (Path(name) / RECIPE_FILE).is_file():
+        return _run(Path(name), accuracy)
+    if name.partition(".")[0] in VARIANTS:
+        return _ours(name, accuracy)
+    library, short = ("torchvision" if name.startswith("torchvision/") else "timm"), name.rpartition("/")[2]
+    macs = benchmark.count_macs(name, 224)  # says which names there are
+    if accuracy is None and (library == "timm" or (accuracy := _torchvisions(short)) is None):
         raise ValueError(f"{name}: nothing here says its top-1: give it, as in {name}=71.5")
-    return Point(rest, library, top1, data, 224, macs)
+    return Point(short, f"{library}/{short}", library, accuracy, None if text else IMAGENET, 224, macs)
 
 
-def sum_macs(arch: str, size: int, num_classes: int) -> int:
-    """Multiply-accumulates of one of our models."""
-    from ..arch import count_macs
+def _run(folder: Path, accuracy: float | None) -> Point:
+    recipe, data = load(folder / RECIPE_FILE), None
+    if accuracy is None:
+        accuracy, data = _accuracy(str(folder / "test.json")), CIFAR.get(recipe.data, f"{Path(recipe.data).name} test")
+    macs = benchmark.count_macs(str(folder), recipe.size)
+    return Point(folder.resolve().name, str(folder), "mnv3", accuracy, data, recipe.size, macs)
 
-    return count_macs(VARIANTS[arch].arch, size=size, num_classes=num_classes)
+
+def _ours(name: str, accuracy: float | None) -> Point:
+    arch, tag = catalog.split_name(name)
+    variant = VARIANTS[arch]
+    record = catalog.find(arch, tag) if tag or accuracy is None else None  # or says that there are no weights
+    size, classes = (record.input_size[-1], record.num_classes) if record else (variant.size, variant.num_classes)
+    top1, data = (record.top1, record.data) if accuracy is None else (accuracy, None)
+    if top1 is None:
+        raise ValueError(f"{name}: no top-1 is published: give it, as in {name}=71.5")
+    macs = count_macs(variant.arch, size=size, num_classes=classes)
+    return Point(record.name if record else name, arch, "mnv3", top1, data, size, macs)
 
 
-def _accuracy(text: str) -> tuple[float, None]:
+def _accuracy(text: str) -> float:
     """Top-1 in per cent from a number or a file of `mnv3 eval --json`."""
     if NUMBER.fullmatch(text):
         top1 = float(text)
@@ -142,16 +143,16 @@ def _accuracy(text: str) -> tuple[float, None]:
             raise ValueError(f"{text}: no top-1 in it: expected what `mnv3 eval --json` writes") from None
     if not isinstance(top1, (int, float)) or not 0 <= top1 <= 100:
         raise ValueError(f"{text}: expected a top-1 from 0 to 100 per cent")
-    return float(top1), None
+    return float(top1)
 
 
-def _torchvisions(name: str) -> tuple[float | None, str | None]:
+def _torchvisions(name: str) -> float | None:
     """What torchvision states of the default weights of one of its models."""
     import torchvision
 
     weights = torchvision.models.get_model_weights(name)
     metrics = weights.DEFAULT.meta["_metrics"].get("ImageNet-1K", {}) if len(weights) else {}
-    return metrics.get("acc@1"), catalog.CATALOG[0].data
+    return metrics.get("acc@1")
 
 
 def check_data(points: Sequence[Point]) -> None:
@@ -159,7 +160,7 @@ def check_data(points: Sequence[Point]) -> None:
     known = {point.data: point.name for point in points if point.data}
     if len(known) > 1:
         listed = ", ".join(f"{name} on {data}" for data, name in known.items())
-        raise ValueError(f"accuracies on different pictures cannot be compared: {listed}")
+        raise ValueError(f"accuracies on different pictures: {listed}; to compare them all the same, give NAME=TOP1")
 
 
 def read_bench(points: Sequence[Point], file: Path, runtime: str) -> list[Point]:
@@ -175,8 +176,9 @@ def read_bench(points: Sequence[Point], file: Path, runtime: str) -> list[Point]
         raise ValueError(f"{file}: no such file") from None
     except (ValueError, TypeError, LookupError, RecursionError):
         raise ValueError(f"{file}: not what `mnv3 bench --json` writes") from None
-    short = {name.rpartition("/")[2].partition(".")[0]: ms for name, ms in found.items()}
-    times = [found.get(p.name, short.get(p.name.partition(".")[0])) for p in points]
+    times = [
+        next((found[k] for k in (p.source, p.name, p.source.rpartition("/")[2]) if k in found), None) for p in points
+    ]
     if missing := [p.name for p, ms in zip(points, times, strict=True) if ms is None]:
         raise ValueError(f"{file} has no {', '.join(missing)} in {runtime} with 1 thread and batch 1")
     return [replace(p, ms=ms) for p, ms in zip(points, times, strict=True)]
@@ -184,21 +186,12 @@ def read_bench(points: Sequence[Point], file: Path, runtime: str) -> list[Point]
 
 def measure(points: Sequence[Point], runtime: str, seconds: float) -> list[Point]:
     """Latencies of one picture with one thread, measured here, those of one size in turn."""
-    from ..bench import bench
-
     times: dict[str, float] = {}
     for size in {p.size for p in points}:
-        names = {_bench_name(p): p.name for p in points if p.size == size}
-        for cell in bench(list(names), runtimes=[runtime], size=size, seconds=seconds):
-            times[names[cell.model]] = cell.ms
-    return [replace(p, ms=times[p.name]) for p in points]
-
-
-def _bench_name(p: Point) -> str:
-    """Its name for `mnv3 bench`, without a tag, as the weights do not matter."""
-    if p.library != "mnv3":
-        return f"{p.library}/{p.name}"
-    return p.name if Path(p.name).exists() else p.name.partition(".")[0]
+        names = list(dict.fromkeys(p.source for p in points if p.size == size))
+        for cell in benchmark.bench(names, runtimes=[runtime], size=size, seconds=seconds):
+            times[cell.model] = cell.ms
+    return [replace(p, ms=times[p.source]) for p in points]
 
 
 def rows_of(points: Sequence[Point]) -> list[style.Row]:
@@ -222,13 +215,19 @@ def draw_points(place: Any, points: Sequence[Point], key: str) -> Callable[[], N
     label = {"macs": f"MACs / M at {points[0].size} px", "ms": "latency of one picture / ms, 1 thread"}[key]
     label = "MACs / M" if key == "macs" and len({p.size for p in points}) > 1 else label
     data = next((p.data for p in points if p.data), None)
-    axis.set(xscale="log", xlabel=label, ylabel=f"top-1 / %{f' ({data})' if data else ''}")
+    costs = [getattr(p, key) for p in points]
+    axis.set(
+        xscale="log" if max(costs) > 4 * min(costs) else "linear",
+        xlabel=label,
+        ylabel=f"top-1 / %{f' ({data})' if data else ''}",
+    )
     axis.margins(0.18, 0.12)
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axis.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if str(f"{value:e}")[0] in "25" else "")
+    axis.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
     axis.tick_params(axis="x", which="both", labelsize=8)
     axis.grid(which="both")
-    axis.legend(loc="lower right")
+    if len({p.library for p in points}) > 1:
+        axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
     return partial(_label, axis, [(getattr(p, key) / (1e6 if key == "macs" else 1), p.top1, p.name) for p in points])
 
 
@@ -240,8 +239,7 @@ def _label(axis: Any, texts: Sequence[tuple[float, float, str]]) -> None:
     renderer = axis.get_figure(root=True).canvas.get_renderer()
     dots = axis.transData.transform([(x, y) for x, y, _ in texts])
     taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in dots]
-    frame, legend = axis.get_window_extent(renderer), axis.get_legend().get_window_extent(renderer)
-    taken.append(legend)
+    frame = axis.get_window_extent(renderer)
     sides = [(8, 0, "left"), (-8, 0, "right"), (0, 9, "center"), (0, -9, "center")]
     far = ((dx, dy) for dx in (8, 30, 60, 100) for dy in (0, 11, -11, 22, -22, 33, -33, 44, -44))
     sides += [(sign * dx, dy, side) for dx, dy in far for sign, side in ((1, "left"), (-1, "right"))]
@@ -302,7 +300,7 @@ def ablation_row(rows: Sequence[Mapping[str, Any]]) -> style.Row:
             spread = row["sd"] or 0
             axis.errorbar(row["mean"], line, xerr=spread, color=style.ink(), capsize=3, lw=1.2)
             axis.plot(row["top1"], [line] * len(row["top1"]), "o", ms=4, color=orange, mec=style.ink(), mew=0.5)
-        axis.set_yticks(range(len(rows)), [VARIANTS_IN_WORDS.get(row["variant"], row["variant"]) for row in rows])
+        axis.set_yticks(range(len(rows)), names)
         values = [value for row in rows for value in row["top1"]]
         room = max(2 * (max(values) - min(values)), 1)
         axis.set(xlim=(max(0, min(values) - room), min(100, max(values) + room / 2)), ylim=(len(rows) - 0.5, -0.5))
@@ -317,7 +315,9 @@ def ablation_row(rows: Sequence[Mapping[str, Any]]) -> style.Row:
         axis.barh(range(len(rows)), values, 0.6, color=style.colours()[2], alpha=0.6)
         for line, value in enumerate(values):
             axis.text(0.03 * max(values), line, f"{value:.2f}", va="center", size=8)
-        axis.set(ylim=(len(rows) - 0.5, -0.5), yticks=[], xlabel="latency of one picture / ms")
+        axis.set(ylim=(len(rows) - 0.5, -0.5), xlabel="latency of one picture / ms")
+        axis.set_yticks(range(len(rows)), names)
         axis.grid(axis="x")
 
+    names = [VARIANTS_IN_WORDS.get(row["variant"], row["variant"]) for row in rows]
     return (1.2 + 0.4 * len(rows), [accuracy, latency])

@@ -158,8 +158,8 @@ def draw_gates(place: Any, looked: Looked) -> None:
     for (strip, bars), (name, gate) in zip(axes, looked.gates.items(), strict=True):
         image = strip.imshow(gate[None].numpy(), aspect="auto", cmap=shades, vmin=0, vmax=1, interpolation="nearest")
         opened, shut = (100 * share.float().mean().item() for share in (gate > 0.5, gate == 0))
-        title = f"{name}: {len(gate)} channels, {opened:.0f} % above ½, {shut:.0f} % shut"
-        strip.set_title(title, size=8, pad=2)
+        channels = f"{name}: {len(gate)} channels," if wide else f"{name} ({len(gate)}):"
+        strip.set_title(f"{channels} {opened:.0f} % above ½, {shut:.0f} % shut", size=8 if wide else 7, pad=2)
         strip.set(yticks=[], xticks=[])
         counts, _ = np.histogram(gate.numpy(), bins=edges)
         bars.bar(middles, counts, 0.05, color=shades(middles))

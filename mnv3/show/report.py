@@ -44,7 +44,8 @@ figure { margin: 0; max-width: 36rem; } img { width: 100%; height: auto; display
 figcaption { font-size: .85rem; opacity: .8; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; white-space: nowrap; }
 th, td { padding: .15rem .6rem; text-align: right; border-bottom: 1px solid var(--faint); }
-td:first-child, th:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); }
+td:nth-child(-n+3), th:nth-child(-n+3) { text-align: left; }
+td:first-child, th:first-child { position: sticky; left: 0; background: var(--paper); }
 pre { overflow-x: auto; font-size: .8rem; } summary { cursor: pointer; }
 """
 
@@ -79,6 +80,7 @@ def report(
     if folder.is_dir():  # what is wrong with the run comes first
         style.check(path, ENDINGS)
     results, missing = _read(folder, data, data_dir)
+    compared = _compared(results, compare, bench) if results.test else []
     sections = [
         ("Training", "training", _figures(curve_rows(results), "curves of the training")),
         ("Network", "network", _network(results)),
@@ -86,10 +88,12 @@ def report(
     if results.test:
         sections.insert(1, ("Test pictures", "test", _tested(results)))
     if results.answers:
-        sections.insert(2, ("Mistakes", "mistakes", _figures(mistake_rows(results), "the worst mistakes", 4)))
+        sections.insert(
+            2, ("Mistakes", "mistakes", _figures(mistake_rows(results, style.NARROW), "the worst mistakes"))
+        )
         sections.append(("What it sees", "sees", _seen(results)))
-    if results.test and (models := _models(results, compare)):
-        sections.append(("Comparison", "comparison", _comparison(models, bench)))
+    if compared:
+        sections.append(("Comparison", "comparison", _figures(compared, "accuracy against cost", 3.6)))
     sections.append(("Recipe", "recipe", _recipe(results)))
     style.write(path, _html(results, missing, [(t, i, "\n".join(parts)) for t, i, parts in sections]).encode())
     return path
@@ -239,14 +243,11 @@ def _picture(results: Results, index: int) -> Any:
     return pictures.source[index]
 
 
-def _models(results: Results, compare: Sequence[str]) -> list[str]:
-    """The run, and what it is to be compared with."""
+def _compared(results: Results, compare: Sequence[str], bench: str | os.PathLike | None) -> list[style.Row]:
+    """The run beside other models."""
     mine = point(str(results.folder)).data
-    same = [record.name for record in CATALOG if record.data == mine and record.top1]
-    return [str(results.folder), *(compare or same)] if compare or same else []
-
-
-def _comparison(models: Sequence[str], bench: str | os.PathLike | None) -> Iterator[str]:
-    points, tables = collect(models, bench=bench, latency=bench is not None)
-    rows = [*rows_of(points), *map(ablation_row, tables)]
-    yield from _figures(rows, "accuracy against cost", 3.6)
+    models = compare or [record.name for record in CATALOG if record.data == mine and record.top1]
+    if not models:
+        return []
+    points, tables = collect([str(results.folder), *models], bench=bench, latency=bench is not None)
+    return [*rows_of(points), *map(ablation_row, tables)]

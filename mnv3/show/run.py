@@ -208,14 +208,14 @@ def worst(answers: Answers, count: int = MISTAKES) -> list[tuple[int, int, int, 
     return [(i, answers.labels[i].item(), answer[i].item(), sure[i].item()) for i in wrong.tolist()]
 
 
-def mistake_rows(results: Results) -> list[style.Row]:
-    """A sheet of the worst mistakes."""
-    found = worst(results.answers)
+def mistake_rows(results: Results, width: float = style.WIDTH) -> list[style.Row]:
+    """A sheet of the worst mistakes, for a figure of this width in inches."""
+    columns, count = (6, MISTAKES) if width > style.NARROW else (3, 12)
+    found = worst(results.answers, count)
 
     def draw(place: Any) -> None:
-        columns = 6 if style.inches(place)[0] > 6 else 3
         place.suptitle("the mistakes that it is surest of: true class → answer", x=0.01, ha="left", size=9)
-        axes = place.subplots(math.ceil(len(found) / columns), columns, squeeze=False).flatten()
+        axes = place.subplots(lines, columns, squeeze=False).flatten()
         for axis in axes:
             axis.axis("off")
         for axis, (i, label, answer, sure) in zip(axes, found, strict=False):
@@ -226,8 +226,8 @@ def mistake_rows(results: Results) -> list[style.Row]:
     def nothing(place: Any) -> None:
         place.text(0.01, 0.5, "no mistakes: every test picture is classified right", va="center")
 
-    lines = math.ceil(len(found) / 6)
-    return [(0.4 + 1.75 * lines, [draw])] if found else [(0.5, [nothing])]
+    lines = math.ceil(len(found) / columns)
+    return [(0.4 + lines * (width / columns + 0.4), [draw])] if found else [(0.5, [nothing])]
 
 
 def thumbnail(pictures: data.Pictures, index: int, side: int = 160) -> np.ndarray:

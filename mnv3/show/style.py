@@ -15,7 +15,7 @@ from ..files import write_atomically
 
 ENDINGS = (".png", ".svg")
 WIDTH = 8.3  # inches; at 100 pixels an inch as wide as a README
-NARROW = 4.6  # of a figure that is to be read on a phone
+NARROW = 4.2  # of a figure that is to be read on a phone
 DPI = 150
 # Okabe and Ito's colours, which people who see fewer of them can tell apart; on black the brighter ones first.
 BLUE, ORANGE, GREEN, RED, SKY, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7"
