@@ -145,9 +145,9 @@ def draw_top(place: Any, reason: Reason) -> None:
     top = reason.probs.topk(min(5, len(reason.probs))).indices.tolist()
     top += [reason.index] if reason.index not in top else []
     axis = place.subplots()
-    values = 100 * reason.probs[top]
+    values = (100 * reason.probs[top]).tolist()
     axis.barh(range(len(top)), values, 0.5, color=[orange if i == reason.index else blue for i in top])
-    for line, (i, value) in enumerate(zip(top, values.tolist(), strict=True)):
+    for line, (i, value) in enumerate(zip(top, values, strict=True)):
         axis.text(0, line - 0.42, short(reason.names[i]), size=8, va="center")
         axis.text(value + 2, line, f"{value:.1f} %", size=8, va="center")
     axis.set(xlim=(0, 128), ylim=(len(top) - 0.5, -0.8), yticks=[], xticks=range(0, 101, 25), xlabel="probability / %")
