@@ -189,6 +189,11 @@ def _figures(rows: Sequence[style.Row], alt: str, stretch: float = 1.0) -> Itera
 def _tested(results: Results) -> Iterator[str]:
     rows = confusion_rows(results) + (calibration_rows(results) if results.answers else [])
     yield from _figures(rows, "confusion matrix, classes and calibration on the test pictures")
+    counts = dict(zip(results.classes, map(sum, results.test["confusion"]), strict=True))
+    lines = ((html.escape(name), counts[name], share) for name, share in results.test["per_class"].items())
+    yield "<details><summary>by class</summary><table><tr><th>class</th><th>pictures</th><th>top-1 / %</th></tr>"
+    yield "".join(f"<tr><td>{name}</td><td>{count}</td><td>{share:.2f}</td></tr>" for name, count, share in lines)
+    yield "</table></details>"
 
 
 def _recipe(results: Results) -> Iterator[str]:
