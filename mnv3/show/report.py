@@ -251,7 +251,8 @@ def _picture(results: Results, index: int) -> Any:
 def _compared(results: Results, compare: Sequence[str], bench: str | os.PathLike | None) -> list[style.Row]:
     """The run beside other models."""
     mine = point(str(results.folder)).data
-    models = compare or [record.name for record in CATALOG if record.data == mine and record.top1]
+    same = [record.name for record in CATALOG if record.data == mine and record.top1]
+    models = compare or [name for name in same if name != results.folder.resolve().name]
     if not models:
         return []
     points, tables = collect([str(results.folder), *models], bench=bench, latency=bench is not None)
