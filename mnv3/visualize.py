@@ -31,6 +31,7 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], path: Pat
     _draw(path, [(6.5, [draw])])
 
 
-def _draw(path: Path, rows: list[tuple[float, list[style.Draw]]]) -> None:
-    with style.page(path):
-        style.finish(style.sheet(rows), path)
+def _draw(path: Path, rows: list[style.Row]) -> None:
+    with style.page(None):
+        kind = "svg" if path.suffix.lower() == ".svg" else "png"
+        style.write(path, style.image(style.finish(style.sheet(rows), None), kind))

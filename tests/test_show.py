@@ -22,7 +22,7 @@ from torchvision.transforms.functional import normalize, to_tensor
 
 import mnv3
 from mnv3 import arch, cli, images, show
-from mnv3.show import panels
+from mnv3.show import panels, style
 from mnv3.show.arch import lines
 from mnv3.show.calibration import calibration
 from mnv3.show.compare import collect
@@ -194,6 +194,13 @@ def test_features_without_squeeze_and_excite(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.slow
+def test_every_model_can_be_looked_into(arch_name):
+    model = mnv3.create_model(arch_name)
+    figures.check(show.features(SHIP, model))
+    figures.check(show.why(SHIP, model, class_=3))
+
+
 @pytest.mark.parametrize("what", ["maps", "gates"])
 def test_one_part_of_features(cifar, what):
     words = figures.texts(show.features(SHIP, cifar, what=what, dark=True))
@@ -357,6 +364,38 @@ def test_answers_are_the_evaluations(trained):
     expected = [(i, label, answer, pytest.approx(-sure)) for sure, i, label, answer in sorted(wrong)]
     assert worst(results.answers, 1000) == expected
     assert len(wrong) > 3
+
+
+def test_run_with_large_pictures(trained, tmp_path):
+    """Of several sizes, so that they are read from their files; and none for some of the mistakes."""
+    rng = np.random.default_rng(0)
+    for i, name in enumerate(("bright", "dark", "middle & <b>")):
+        (tmp_path / "test" / name).mkdir(parents=True)
+        for j in range(3):
+            pixels = rng.normal(100 + 20 * i, 30, (120, 150 + 10 * j, 3)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "test" / name / f"{j}.jpg")
+    figure = show.run(trained, what=["mistakes"], data=str(tmp_path))
+    figures.check(figure)
+    drawn = [figures.picture(axis) for axis in figure.axes if axis.images]
+    assert len(drawn) > 2
+    assert all(max(picture.shape) <= 160 for picture in drawn)
+
+
+def test_many_classes_and_odd_names():
+    """A hundred classes are not named along the axes; a dollar is a dollar; a long name is cut off."""
+    rng = np.random.default_rng(0)
+    matrix = rng.integers(0, 9, (100, 100)).tolist()
+    names = [f"a rather long name of a class, {i}" for i in range(100)]
+    names[int(np.argmin([row[i] / sum(row) for i, row in enumerate(matrix)]))] = "$\\nope$ 猫"
+    with style.page(None):
+        rows = [(4, [lambda place: panels.confusion(place.subplots(), matrix, names)])]
+        rows += [(6, [lambda place: panels.by_class(place.subplots(), matrix, names)])]
+        figure = style.finish(style.sheet(rows), None)
+    figures.check(figure)
+    words = figures.texts(figure)
+    assert "a rather long name …" in words
+    assert "$\\nope$ 猫" in words
+    assert len(figure.axes[1].get_yticklabels()) == panels.SHOWN
 
 
 def test_calibration_by_hand():

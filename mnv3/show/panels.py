@@ -39,7 +39,7 @@ def confusion(axis: Any, matrix: Sequence[Sequence[int]], classes: Sequence[str]
     axis.set(xlabel="predicted class", ylabel="true class")
     axis.spines[:].set_visible(False)
     if len(classes) <= SHOWN:
-        size = 8 if len(classes) <= 12 else 6
+        size, classes = 8 if len(classes) <= 12 else 6, [style.short(name, 20) for name in classes]
         axis.set_xticks(range(len(classes)), classes, rotation=90, size=size)
         axis.set_yticks(range(len(classes)), classes, size=size)
     if len(classes) <= 12:
@@ -61,7 +61,9 @@ def by_class(axis: Any, matrix: Sequence[Sequence[int]], classes: Sequence[str])
         axis.barh(line, 100 * share, 0.65, color=style.colours()[0])
         axis.errorbar(100 * share, line, xerr=[[100 * (share - low)], [100 * (high - share)]], color=style.ink(), lw=1)
         axis.text(2, line, f"{100 * share:.1f}", va="center", size=7, color=style.paper(), weight="bold")
-    axis.set_yticks(range(len(found)), [name for _, _, name in found], size=8 if len(found) <= 12 else 6)
+    axis.set_yticks(
+        range(len(found)), [style.short(name, 20) for _, _, name in found], size=8 if len(found) <= 12 else 6
+    )
     axis.set(xlim=(0, 100), ylim=(len(found) - 0.4, -0.6), xlabel="top-1 / %, with its 95 % interval")
     axis.grid(axis="x")
     return len(found)
@@ -71,7 +73,8 @@ def wilson(hits: int, count: int, z: float = 1.96) -> tuple[float, float]:
     """Wilson's interval of a share (Wilson 1927)."""
     share, weight = hits / count, z * z / count
     middle, half = share + weight / 2, z * math.sqrt(share * (1 - share) / count + weight / (4 * count))
-    return max(0.0, (middle - half) / (1 + weight)), min(1.0, (middle + half) / (1 + weight))
+    low, high = ((middle + sign * half) / (1 + weight) for sign in (-1, 1))
+    return min(max(low, 0.0), share), max(min(high, 1.0), share)  # beyond lies rounding
 
 
 def bars(axis: Any, rows: Sequence[tuple[str, Mapping[str, float]]], label: str) -> None:

@@ -21,7 +21,6 @@ from ..files import CONFIG_FILE
 from ..recipe import Recipe, load
 from ..runs import LOG_FILE, RECIPE_FILE
 from . import calibration, panels, style
-from .why import short
 
 logger = logging.getLogger(__name__)
 PARTS = ("curves", "confusion", "calibration", "mistakes")
@@ -133,7 +132,8 @@ def _history(file: Path) -> list[dict[str, Any]]:
 def _test(file: Path) -> dict[str, Any]:
     try:
         test = json.loads(file.read_text(encoding="utf-8"))
-        if np.array(test["confusion"]).shape != (len(test["confusion"]),) * 2:
+        shape, classes = np.array(test["confusion"], dtype=int).shape, test.get("classes") or test["per_class"]
+        if shape != (len(classes), len(classes)) or not set(test["per_class"]) <= set(classes):
             raise KeyError("confusion")
         return test | {"top1": float(test["top1"]), "per_class": dict(test["per_class"])}
     except FileNotFoundError:
@@ -220,7 +220,7 @@ def mistake_rows(results: Results, width: float = style.WIDTH) -> list[style.Row
             axis.axis("off")
         for axis, (i, label, answer, sure) in zip(axes, found, strict=False):
             axis.imshow(thumbnail(results.answers.pictures, i))
-            names = [short(results.answers.names[k], 16) for k in (label, answer)]
+            names = [style.short(results.answers.names[k], 16) for k in (label, answer)]
             axis.set_title(f"{names[0]} →\n{names[1]} {100 * sure:.0f} %", size=8, loc="center", pad=3)
 
     def nothing(place: Any) -> None:

@@ -22,6 +22,14 @@ DPI = 150
 BLUE, ORANGE, GREEN, RED, SKY, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7"
 LIGHT = {"ink": "#1f2328", "paper": "#ffffff", "cycle": (BLUE, ORANGE, GREEN, RED, SKY, PURPLE)}
 DARK = {"ink": "#e6e6e6", "paper": "#16191d", "cycle": (SKY, ORANGE, GREEN, PURPLE, RED, BLUE)}
+CJK = (
+    "Noto Sans CJK SC",
+    "Source Han Sans SC",
+    "WenQuanYi Zen Hei",
+    "WenQuanYi Micro Hei",
+    "Microsoft YaHei",
+    "PingFang SC",
+)
 Draw = Callable[[Any], Any]  # onto a part of a figure; what it returns is called when all has its place
 Row = tuple[float, Sequence[Draw]]  # its height in inches, and what is side by side in it
 
@@ -53,10 +61,19 @@ def page(path: str | os.PathLike | None, *, dark: bool = False) -> Iterator[None
         "axes.titlelocation": "left",
         "grid.alpha": 0.3,
         "legend.frameon": False,
+        "text.parse_math": False,  # a class may have a dollar in its name
         "svg.hashsalt": "mnv3",  # the same figure is the same file
     }
-    with matplotlib.rc_context({"font.family": ["DejaVu Sans"]} | ink | paper | sizes | rest):
+    with matplotlib.rc_context({"font.family": _fonts()} | ink | paper | sizes | rest):
         yield
+
+
+def _fonts() -> list[str]:
+    """matplotlib's own, and one with Chinese where there is one, as classes may have such names."""
+    from matplotlib import font_manager
+
+    there = {font.name for font in font_manager.fontManager.ttflist}
+    return ["DejaVu Sans", *[name for name in CJK if name in there][:1]]
 
 
 def check(path: str | os.PathLike, endings: Sequence[str]) -> None:
@@ -92,6 +109,11 @@ def paper() -> str:
     import matplotlib
 
     return matplotlib.rcParams["figure.facecolor"]
+
+
+def short(name: str, length: int = 28) -> str:
+    """A class's name, cut off where it is long."""
+    return name if len(name) <= length else f"{name[: length - 1]}…"
 
 
 def sheet(

@@ -124,7 +124,7 @@ def draw_heat(place: Any, reason: Reason) -> None:
     most = max(heat.max().item(), 1e-12)
     share = (heat / most).numpy()
     image = right.imshow(share, cmap="inferno", vmin=0, vmax=1, alpha=0.1 + 0.55 * share)
-    right.set_title(f"speaks for {short(reason.names[reason.index], 20)}", size=9)
+    right.set_title(f"speaks for {style.short(reason.names[reason.index], 20)}", size=9)
     for axis in (left, right):
         axis.axis("off")
     bar = place.colorbar(image, ax=(left, right), location="bottom", ticks=[0, 0.5, 1], aspect=50, shrink=0.8)
@@ -148,12 +148,7 @@ def draw_top(place: Any, reason: Reason) -> None:
     values = (100 * reason.probs[top]).tolist()
     axis.barh(range(len(top)), values, 0.5, color=[orange if i == reason.index else blue for i in top])
     for line, (i, value) in enumerate(zip(top, values, strict=True)):
-        axis.text(0, line - 0.42, short(reason.names[i]), size=8, va="center")
+        axis.text(0, line - 0.42, style.short(reason.names[i]), size=8, va="center")
         axis.text(value + 2, line, f"{value:.1f} %", size=8, va="center")
     axis.set(xlim=(0, 128), ylim=(len(top) - 0.5, -0.8), yticks=[], xticks=range(0, 101, 25), xlabel="probability / %")
     axis.spines.left.set_visible(False)
-
-
-def short(name: str, length: int = 28) -> str:
-    """A class's name, cut off where it is long."""
-    return name if len(name) <= length else f"{name[: length - 1]}…"
