@@ -32,6 +32,6 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], path: Pat
 
 
 def _draw(path: Path, rows: list[style.Row]) -> None:
-    with style.page(None):
+    with style.page(None, extra="finetune"):
         kind = "svg" if path.suffix.lower() == ".svg" else "png"
         style.write(path, style.image(style.finish(style.sheet(rows), None), kind))

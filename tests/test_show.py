@@ -5,6 +5,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -502,6 +503,11 @@ def test_compare(trained, tmp_path):
         assert words.count(p.name) == 2
     macs = [x for part in figure.axes[0].collections for x in part.get_offsets()[:, 0].tolist()]
     assert sorted(macs) == pytest.approx(sorted(p.macs / 1e6 for p in points[:4]))
+    shutil.copytree(trained, tmp_path / "a=b")
+    (odd,), _ = collect([str(tmp_path / "a=b")], latency=False)
+    weights = mnv3.save(mnv3.create_model("mnv3_small_cifar"), tmp_path / "w")
+    (given,), _ = collect([f"{weights}=12.5"], latency=False)
+    assert (odd.name, given.name, given.top1, given.macs) == ("a=b", "w", 12.5, 16315392)
     (point,), _ = collect([str(trained)], latency=False)
     assert (point.name, point.data) == ("trained", "noisy0 test")
     assert point.top1 == json.loads((trained / "test.json").read_text())["top1"]
@@ -551,6 +557,8 @@ def test_ablation(tmp_path):
         (["mnv3_small", "--bench", "BAD"], "not what `mnv3 bench --json` writes"),
         (["mnv3_small", "--bench", "EMPTY"], "has no mnv3_small.lamb_in1k in eager with 1 thread"),
         (["mnv3_small", "--bench", "none.json"], "none.json: no such file"),
+        (["WEIGHTS"], "no test.json of a run in it: give its top-1"),
+        (["net.onnx=50"], "the MACs of an exported file cannot be counted"),
         (["ABLATION"], "not what `mnv3 ablate` writes"),
     ],
 )
@@ -558,7 +566,8 @@ def test_what_cannot_be_compared(fails, tmp_path, args, message):
     (tmp_path / "bad.json").write_text("[]")
     (tmp_path / "empty.json").write_text('{"cells": []}')
     (tmp_path / "ablation.json").write_text('[{"variant": "none"}]')
-    files = {"ABLATION": tmp_path, "EMPTY": tmp_path / "empty.json", "BAD": tmp_path / "bad.json"}
+    weights = mnv3.save(mnv3.create_model("mnv3_small_cifar"), tmp_path / "w")
+    files = {"WEIGHTS": weights, "ABLATION": tmp_path, "EMPTY": tmp_path / "empty.json", "BAD": tmp_path / "bad.json"}
     args = [str(files[a]) if a in files else a.replace("BAD", str(files["BAD"])) for a in args]
     assert message in fails("show", "compare", *args, "-o", tmp_path / "x.png")
     assert not (tmp_path / "x.png").exists()

@@ -10,10 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import timm
+
 from .. import bench as benchmark, catalog
 from ..arch import VARIANTS, count_macs
+from ..factory import load_checkpoint
 from ..recipe import load
-from ..runs import RECIPE_FILE
+from ..runs import RECIPE_FILE, TEST_FILE
 from . import style
 
 ABLATION_FILE = "ablation.json"
@@ -97,25 +100,34 @@ def point(given: str) -> Point:
     Raises:
         ValueError: It is none, or nothing says its accuracy.
     """
-    name, _, text = given.partition("=")
+    name, text = given, ""
+    if "=" in given and not Path(given).exists():
+        name, _, text = given.rpartition("=")
     accuracy = _accuracy(text) if text else None
-    if (Path(name) / RECIPE_FILE).is_file():
-        return _run(Path(name), accuracy)
+    if Path(name).is_dir():
+        return _folder(Path(name), accuracy)
     if name.partition(".")[0] in VARIANTS:
         return _ours(name, accuracy)
-    library, short = ("torchvision" if name.startswith("torchvision/") else "timm"), name.rpartition("/")[2]
-    macs = benchmark.count_macs(name, 224)  # says which names there are
+    macs, short = benchmark.count_macs(name, 224), name.rpartition("/")[2]  # or says which names there are
+    if macs is None:
+        raise ValueError(f"{name}: the MACs of an exported file cannot be counted: give the model that it was made of")
+    library = "timm" if timm.is_model(short) and not name.startswith("torchvision/") else "torchvision"
     if accuracy is None and (library == "timm" or (accuracy := _torchvisions(short)) is None):
         raise ValueError(f"{name}: nothing here says its top-1: give it, as in {name}=71.5")
     return Point(short, f"{library}/{short}", library, accuracy, None if text else IMAGENET, 224, macs)
 
 
-def _run(folder: Path, accuracy: float | None) -> Point:
-    recipe, data = load(folder / RECIPE_FILE), None
+def _folder(folder: Path, accuracy: float | None) -> Point:
+    """A run, or weights whose accuracy is given."""
+    model, data = load_checkpoint(folder), None
     if accuracy is None:
-        accuracy, data = _accuracy(str(folder / "test.json")), CIFAR.get(recipe.data, f"{Path(recipe.data).name} test")
-    macs = benchmark.count_macs(str(folder), recipe.size)
-    return Point(folder.resolve().name, str(folder), "mnv3", accuracy, data, recipe.size, macs)
+        if not all((folder / name).is_file() for name in (TEST_FILE, RECIPE_FILE)):
+            raise ValueError(f"{folder}: no {TEST_FILE} of a run in it: give its top-1, as in {folder}=71.5")
+        accuracy, place = _accuracy(str(folder / TEST_FILE)), load(folder / RECIPE_FILE).data
+        data = CIFAR.get(place, f"{Path(place).name} test")
+    size = model.pretrained_cfg["input_size"][-1]
+    macs = count_macs(model.arch, size=size, in_chans=model.in_chans, num_classes=model.num_classes)
+    return Point(folder.resolve().name, str(folder), "mnv3", accuracy, data, size, macs)
 
 
 def _ours(name: str, accuracy: float | None) -> Point:

@@ -19,13 +19,12 @@ from ..evaluate import probabilities
 from ..factory import load_checkpoint
 from ..files import CONFIG_FILE
 from ..recipe import Recipe, load
-from ..runs import LOG_FILE, RECIPE_FILE
+from ..runs import LOG_FILE, RECIPE_FILE, TEST_FILE
 from . import calibration, panels, style
 
 logger = logging.getLogger(__name__)
 PARTS = ("curves", "confusion", "calibration", "mistakes")
 NEED = {"confusion": "test", "calibration": "pictures", "mistakes": "pictures"}
-TEST_FILE = "test.json"
 MISTAKES = 18
 
 

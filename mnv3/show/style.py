@@ -35,7 +35,7 @@ Row = tuple[float, Sequence[Draw]]  # its height in inches, and what is side by 
 
 
 @contextmanager
-def page(path: str | os.PathLike | None, *, dark: bool = False) -> Iterator[None]:
+def page(path: str | os.PathLike | None, *, dark: bool = False, extra: str = "viz") -> Iterator[None]:
     """Within it, figures get our style, on white or black; a `path` that cannot be written is refused.
 
     Raises:
@@ -46,9 +46,9 @@ def page(path: str | os.PathLike | None, *, dark: bool = False) -> Iterator[None
     if path is not None:
         check(path, ENDINGS)
     try:
-        import matplotlib
+        import matplotlib.figure
     except ImportError:
-        raise ImportError("figures need matplotlib: pip install 'mnv3[viz]'") from None
+        raise ImportError(f"figures need matplotlib: pip install 'mnv3[{extra}]'") from None
     look = DARK if dark else LIGHT
     ink = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), look["ink"])
     paper = dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), look["paper"])
