@@ -12,7 +12,7 @@ from pathlib import Path
 from . import __version__, arch, catalog, cli_deploy, cli_show, cli_train
 from .errors import ExportError, TrainingStopped, WeightsError
 
-DEFAULT_MODEL = "mnv3_small_cifar.cifar10"  # its weights ship with mnv3
+DEFAULT_MODEL = cli_show.DEFAULT_MODEL
 
 
 def main(argv: Sequence[str] | None = None) -> int:

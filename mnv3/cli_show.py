@@ -22,13 +22,18 @@ def add_commands(command: Command, positive: Callable[[str], int]) -> None:
         sub = views.add_parser(name, help=help, description=help)
         sub.add_argument("-o", "--out", metavar="FILE", type=Path, help=f"a .png or .svg to write ({file})")
         sub.add_argument("--dark", action="store_true", help="on black")
-        sub.add_argument("--debug", action="store_true", help="show the traceback of a failure")
+        # The command has it too, and its value is not to be lost.
+        sub.add_argument(
+            "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of a failure"
+        )
         return sub
 
     sub = view("arch", "Draw the table of a network, what every row costs, and its blocks.", "ARCH.png")
     sub.add_argument("model", metavar="ARCH[.TAG]|FOLDER", help="a name of `mnv3 list`, or a weights folder")
     sub.add_argument("--size", type=positive, metavar="PX", help="pixels along a side (those that it is for)")
-    sub.add_argument("--block", type=int, metavar="N", help="draw this block, from 0 (one with all there is)")
+    sub.add_argument(
+        "--block", type=int, metavar="N", help="draw this block, from 0 (a whole one, and one that halves)"
+    )
 
     sub = view("features", "Draw the feature maps and squeeze-and-excite gates for a picture.", "PICTURE.features.png")
     _add_picture(sub)

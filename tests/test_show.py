@@ -202,6 +202,14 @@ def test_every_model_can_be_looked_into(arch_name):
     figures.check(show.why(SHIP, model, class_=3))
 
 
+def test_fused_and_compiled_models_are_looked_into_too(cifar):
+    before = look(SHIP, cifar)
+    fused = look(SHIP, mnv3.fuse(cifar.eval()))
+    assert fused.gates.keys() == before.gates.keys()
+    assert all(torch.allclose(fused.gates[name], gate, atol=1e-4) for name, gate in before.gates.items())
+    figures.check(show.why(SHIP, torch.compile(cifar)))
+
+
 @pytest.mark.parametrize("what", ["maps", "gates"])
 def test_one_part_of_features(cifar, what):
     words = figures.texts(show.features(SHIP, cifar, what=what, dark=True))
@@ -630,6 +638,12 @@ def test_commands(run, trained, tmp_path, monkeypatch):
     ):
         assert run("show", *args) == (0, f"wrote {file}\n", "")
         assert (tmp_path / file).stat().st_size > 5000
+
+
+@pytest.mark.parametrize("args", [("show", "--debug", "arch"), ("show", "arch", "--debug")])
+def test_debug_shows_the_traceback(args):
+    with pytest.raises(ValueError, match="unknown model"):
+        cli.main([*args, "mnv3_smal"])
 
 
 @pytest.mark.parametrize(
