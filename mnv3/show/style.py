@@ -139,7 +139,6 @@ def sheet(
         late += [draw(place) for place, draw in zip(places, parts, strict=True)]
     if any(late):
         figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # what comes now is for this layout
     for finish_part in filter(None, late):
         finish_part()
     return figure
