@@ -5,7 +5,7 @@
 
 __version__ = "0.1.0"
 
-from . import publish, timm_models
+from . import publish, show, timm_models
 from .arch import Arch, Bneck
 from .catalog import CATALOG, Checkpoint
 from .convert import convert_state_dict
@@ -39,6 +39,7 @@ __all__ = [
     "publish",
     "save",
     "set_bn_eps",
+    "show",
     "timm_models",
     "transforms",
 ]

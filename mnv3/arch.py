@@ -296,17 +296,19 @@ class Cost(NamedTuple):
     channels: int  # channels that it writes
     params: int
     macs: int  # multiply-accumulates of convolutions and linear layers
+    activations: int  # values that these layers write (Radosavovic et al. 2020, https://arxiv.org/abs/2003.13678)
 
 
 def costs(arch: Arch, *, size: int = 224, in_chans: int = 3, num_classes: int = 1000) -> Iterator[Cost]:
-    """Parameters and MACs of every part, in order, for a square picture of `size` pixels."""
+    """Parameters, MACs and activations of every part, in order, for a square picture of `size` pixels."""
 
-    def conv(k: int, cin: int, cout: int, groups: int, out_size: int) -> tuple[int, int]:
-        weights = k * k * cin * cout // groups
-        return weights + 2 * cout, weights * out_size**2  # batch norm: a scale and a shift per channel
+    def conv(k: int, cin: int, cout: int, groups: int, out_size: int, shifts: int = 2) -> tuple[int, int, int]:
+        """Batch norm has a scale and a shift per channel, a layer with a bias one of the two."""
+        weights, places = k * k * cin * cout // groups, out_size**2
+        return weights + shifts * cout, weights * places, cout * places
 
-    def part(name: str, size: int, out_size: int, channels: int, *layers: tuple[int, int]) -> Cost:
-        return Cost(name, size, out_size, channels, sum(p for p, _ in layers), sum(m for _, m in layers))
+    def part(name: str, size: int, out_size: int, channels: int, *layers: tuple[int, int, int]) -> Cost:
+        return Cost(name, size, out_size, channels, *map(sum, zip(*layers, strict=True)))
 
     out = -(-size // arch.stem_stride)
     yield part("stem", size, out, arch.stem, conv(3, in_chans, arch.stem, 1, out))
@@ -315,13 +317,13 @@ def costs(arch: Arch, *, size: int = 224, in_chans: int = 3, num_classes: int = 
         layers = [conv(1, cin, row.exp, 1, size)] if row.exp != cin else []
         layers.append(conv(row.kernel, row.exp, row.exp, row.exp, out))
         if row.se:
-            layers.append((2 * row.exp * row.squeeze + row.squeeze + row.exp, 2 * row.exp * row.squeeze))
+            layers += [conv(1, row.exp, row.squeeze, 1, 1, 1), conv(1, row.squeeze, row.exp, 1, 1, 1)]
         layers.append(conv(1, row.exp, row.out, 1, out))
         yield part(f"blocks.{i}", size, out, row.out, *layers)
     yield part("last", out, out, arch.last, conv(1, arch.rows[-1].out, arch.last, 1, out))
-    yield part("head", 1, 1, arch.head, ((arch.last + 1) * arch.head, arch.last * arch.head))
+    yield part("head", 1, 1, arch.head, conv(1, arch.last, arch.head, 1, 1, 1))
     if num_classes:
-        yield part("classifier", 1, 1, num_classes, ((arch.head + 1) * num_classes, arch.head * num_classes))
+        yield part("classifier", 1, 1, num_classes, conv(1, arch.head, num_classes, 1, 1, 1))
 
 
 def count_params(arch: Arch, *, in_chans: int = 3, num_classes: int = 1000) -> int:

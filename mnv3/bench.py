@@ -104,7 +104,7 @@ def bench(
         if name in FORMATS:
             with quiet():
                 runtime.require(name, write=True)
-    cells, macs = [], {name: _macs(name, size) for name in models}
+    cells, macs = [], {name: count_macs(name, size) for name in models}
     with tempfile.TemporaryDirectory() as folder:
         for batch in batches:
             cases = [case for model in models for case in _cases(model, runtimes, batch, size, Path(folder))]
@@ -178,8 +178,8 @@ def _write(name: str, to: str, batch: int, size: int, file: Path) -> None:
         FORMATS[to].write(graph, file)
 
 
-def _macs(name: str, size: int) -> int | None:
-    """Multiply-adds of the convolutions and linear layers, for one picture; None for a file."""
+def count_macs(name: str, size: int) -> int | None:
+    """Multiply-adds of the convolutions and linear layers, for one picture; None for an exported file."""
     from torch.utils.flop_counter import FlopCounterMode
 
     if runtime.format_of(Path(name)):

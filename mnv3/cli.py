@@ -9,10 +9,10 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from . import __version__, arch, catalog, cli_convert, cli_deploy, cli_hub, cli_train
+from . import __version__, arch, catalog, cli_convert, cli_deploy, cli_hub, cli_show, cli_train
 from .errors import ExportError, PublishError, TrainingStopped, WeightsError, one_line
 
-DEFAULT_MODEL = "mnv3_small_cifar.cifar10"  # its weights ship with mnv3
+DEFAULT_MODEL = cli_show.DEFAULT_MODEL
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -99,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_train.add_commands(command, _positive)
     cli_deploy.add_commands(command, _positive)
     cli_hub.add_commands(command)
+    cli_show.add_commands(command, _positive)
     return parser
 
 

@@ -86,6 +86,21 @@ def evaluate(
     return Metrics(len(pictures), top1, 100 * top5, loss, names, per_class, confusion.tolist())
 
 
+def probabilities(
+    model: nn.Module, pictures: Pictures, *, batch_size: int = 256, workers: int = 2
+) -> tuple[list[str], Tensor, Tensor]:
+    """What the model says of every picture: class names, labels (N,) and probabilities (N, classes), in their order.
+
+    Args, errors and preprocessing are those of `evaluate`.
+    """
+    names, labels = _in_order_of(model, pictures)
+    batches = [batch.tolist() for batch in torch.arange(len(pictures)).split(batch_size)]
+    parameter = next(model.parameters())
+    with evaluating(model):
+        found = [model(x.to(parameter)).float().softmax(1).cpu() for x in _inputs(model, pictures, batches, workers)]
+    return names, labels, torch.cat(found)
+
+
 def _in_order_of(model: nn.Module, pictures: Pictures) -> tuple[list[str], Tensor]:
     """Class names and labels (N,) in the model's order, which need not be that of the folders."""
     known, given = class_names(model), pictures.classes

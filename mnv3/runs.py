@@ -23,7 +23,7 @@ from .errors import WeightsError
 from .files import plain_tensors, read_checkpoint, write_atomically
 from .recipe import Recipe, load
 
-RECIPE_FILE, LOG_FILE = "recipe.yaml", "log.csv"
+RECIPE_FILE, LOG_FILE, TEST_FILE = "recipe.yaml", "log.csv", "test.json"
 # What may differ between the parts of one training.
 MACHINE_KEYS = ("data_dir", "download", "workers")
 

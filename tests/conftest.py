@@ -81,6 +81,29 @@ def needs(to: str, *, int8: bool = False) -> None:
         pytest.importorskip(module, reason=f"needs pip install 'mnv3[{entry.extra}]'")
 
 
+@pytest.fixture(scope="session")
+def noisy(tmp_path_factory):
+    """Three classes of noisy pictures of 16 px."""
+    import numpy as np
+    from PIL import Image
+
+    root, rng = tmp_path_factory.mktemp("noisy"), np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 3), ("test", 10)):
+        for name, level in (("bright", 140), ("dark", 110), ("middle & <b>", 125)):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.normal(level, 30, (16, 16, 3)).clip(0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def trained(noisy, tmp_path_factory):
+    """A run of two short epochs."""
+    recipe = mnv3.recipe.Recipe(model="mnv3_small_cifar", data=str(noisy), size=16, batch_size=8, epochs=2, workers=0)
+    return mnv3.finetune(recipe, out=tmp_path_factory.mktemp("runs") / "trained")
+
+
 @pytest.fixture(scope="session", params=list(mnv3.timm_models.VARIANTS))
 def arch_name(request) -> str:
     """Every registered name."""

@@ -1,17 +1,31 @@
 """What the documents say is what the code does."""
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 
 import pytest
 from conftest import ROOT
+from PIL import Image, ImageChops, ImageStat
 
 from mnv3 import Arch, cli
+from mnv3.arch import VARIANTS
+from mnv3.catalog import checkpoints, find
 
-README = (ROOT / "README.md").read_text()
+README, CHINESE = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md"))
+MAKEFILE = (ROOT / "Makefile").read_text()
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def commands(*texts: str) -> list[str]:
+    """The lines of console blocks that are ours, without their comments."""
+    found = "".join(block for text in texts for block in blocks("console", text)).splitlines()
+    return list(dict.fromkeys(line.partition("#")[0].strip() for line in found if line.startswith("$ mnv3")))
 
 
 def test_table_of_models_is_the_commands(capsys):
@@ -30,7 +44,6 @@ def test_python_blocks(monkeypatch, tmp_path):
     """Every Python block runs as it stands, without a network: on random weights, and torch.hub from this checkout."""
     import timm
     import torch
-    from PIL import Image
 
     import mnv3
 
@@ -53,14 +66,51 @@ def test_python_blocks(monkeypatch, tmp_path):
     assert (tmp_path / "out" / "config.json").is_file()
 
 
-@pytest.mark.parametrize(
-    "line", [line for line in "".join(blocks("console")).splitlines() if line.startswith("$ mnv3")]
-)
+@pytest.mark.parametrize("line", commands(README, CHINESE))
 def test_commands_are_understood(line):
-    words = line.partition("#")[0].split()[2:]
+    words = line.split()[2:]
     assert cli._parser().parse_args(words).command == words[0]
 
 
-def test_links_within_the_repository():
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+@pytest.mark.parametrize("text", [README, CHINESE], ids=["README.md", "README.zh-CN.md"])
+def test_links_within_the_repository(text):
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
         assert (ROOT / target).exists(), target
+
+
+def test_the_chinese_readme_says_what_the_other_does():
+    """Its Python is the README's, block by block; its table has the command's numbers."""
+    ours = blocks("python")
+    assert [block for block in blocks("python", CHINESE) if block not in ours] == []
+    entries = {line.split()[0]: line.split()[1:6] for line in blocks("text")[0].splitlines()[1:]}
+    rows = re.findall(r"^\| `(\S+)` \| (.+) \|$", CHINESE, re.MULTILINE)
+    assert len(rows) >= 8
+    for name, numbers in rows:
+        assert numbers.split(" | ") == entries[name], name
+    defaults = {find(name).name for name in VARIANTS if checkpoints(name)}
+    assert {name for name, _ in rows} <= defaults
+
+
+def test_figures_are_those_of_the_makefile():
+    """Every picture of the documents has a command, which is understood; they are small."""
+    lines = re.findall(r"^\t\$\(MNV3\) (.*)-o \$\(FIGURES\)/(\S+)$", MAKEFILE, re.MULTILINE)
+    for words, file in lines:
+        args = cli._parser().parse_args(["show", *words.replace("'", "").split(), "-o", file])
+        assert args.command == "show"
+    figures = sorted((ROOT / "docs" / "figures").iterdir())
+    assert sorted(file for _, file in lines) == [path.name for path in figures]
+    assert sum(path.stat().st_size for path in figures) < 1e6
+
+
+@pytest.mark.slow
+def test_make_figures(tmp_path):
+    """They are what the commands draw now, but for the versions of libraries."""
+    make = shutil.which("make") or pytest.skip("needs make")
+    pytest.importorskip("captum", reason="needs pip install 'mnv3[viz]'")
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [make, "figures", f"PYTHON={sys.executable}", f"FIGURES={tmp_path}"]
+    subprocess.run(command, cwd=ROOT, env=env, check=True, capture_output=True, timeout=500)
+    for committed in (ROOT / "docs" / "figures").iterdir():
+        before, now = (Image.open(path).convert("L") for path in (committed, tmp_path / committed.name))
+        assert before.size == now.size, committed.name
+        assert ImageStat.Stat(ImageChops.difference(before, now)).mean[0] < 2, committed.name

@@ -26,7 +26,8 @@ FLOORS = [
     {"hub"},
     {"timm_models"},
     {"factory"},
-    {"predict", "evaluate", "ingredients", "progress", "runs", "visualize", "deploy.int8.prepare"},
+    {"predict", "evaluate", "ingredients", "progress", "runs", "deploy.int8.prepare", "show.style", "show.seen"},
+    {"show.panels", "show.calibration", "show.arch", "show.features", "show.why"},
     {f"deploy.int8.{name}" for name in ("onnx", "openvino", "pt2e", "tflite")},
     {"deploy.int8", "deploy.runtime", "deploy.timing", "deploy.onednn"},
     {"deploy.verify", "foreign.tflite_calibrate"},
@@ -34,16 +35,31 @@ FLOORS = [
     {"deploy.quantize", "deploy.optimize"},
     {"deploy"},
     {"bench"},
-    {"finetune", "cards"},
-    {"ablate", "verify"},
-    {"cli_convert", "cli_deploy", "publish"},
-    {"cli_train", "cli_hub"},
+    {"show.run", "show.compare", "cards"},
+    {"show.report", "verify"},
+    {"show", "publish"},
+    {"visualize"},
+    {"finetune"},
+    {"ablate"},
+    {"cli_convert", "cli_deploy"},
+    {"cli_train", "cli_hub", "cli_show"},
     {"cli", "__init__"},
     {"__main__"},
 ]
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 STANDARD_LIBRARY_ONLY = {"errors", "arch", "catalog"}
-HEAVY = {"torchvision.models", "tqdm", "matplotlib", "onnx", "accelerate", "yaml", "tensorflow", "h5py", "keras"}
+HEAVY = {
+    "torchvision.models",
+    "tqdm",
+    "matplotlib",
+    "captum",
+    "onnx",
+    "accelerate",
+    "yaml",
+    "tensorflow",
+    "h5py",
+    "keras",
+}
 
 
 def modules():

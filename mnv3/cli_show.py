@@ -1,0 +1,161 @@
+"""The commands `mnv3 show ...` and `mnv3 report`."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .cli_deploy import MODEL_HELP, model_of
+
+Command = Callable[..., argparse.ArgumentParser]
+DEFAULT_MODEL = "mnv3_small_cifar.cifar10"  # its weights ship with mnv3
+
+
+def add_commands(command: Command, positive: Callable[[str], int]) -> None:
+    """Add these commands to the command line's parser."""
+    show = command(
+        "show", run_show, "Draw a network, what it sees in a picture, a run, or a comparison, as PNG or SVG."
+    )
+    views = show.add_subparsers(dest="view", required=True, metavar="WHAT")
+
+    def view(name: str, help: str, file: str) -> argparse.ArgumentParser:
+        sub = views.add_parser(name, help=help, description=help)
+        sub.add_argument("-o", "--out", metavar="FILE", type=Path, help=f"a .png or .svg to write ({file})")
+        sub.add_argument("--dark", action="store_true", help="on black")
+        # The command has it too, and its value is not to be lost.
+        sub.add_argument(
+            "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of a failure"
+        )
+        return sub
+
+    sub = view("arch", "Draw the table of a network, what every row costs, and its blocks.", "ARCH.png")
+    sub.add_argument("model", metavar="ARCH[.TAG]|FOLDER", help="a name of `mnv3 list`, or a weights folder")
+    sub.add_argument("--size", type=positive, metavar="PX", help="pixels along a side (those that it is for)")
+    sub.add_argument(
+        "--block", type=int, metavar="N", help="draw this block, from 0 (a whole one, and one that halves)"
+    )
+
+    sub = view("features", "Draw the feature maps and squeeze-and-excite gates for a picture.", "PICTURE.features.png")
+    _add_picture(sub)
+    sub.add_argument("--what", choices=("maps", "gates"), help="one of the two (both)")
+
+    sub = view("why", "Draw where a model sees a class in a picture (Grad-CAM).", "PICTURE.why.png")
+    _add_picture(sub)
+    sub.add_argument("--class", dest="class_", metavar="C", help="name or index (the most likely one)")
+
+    sub = view("run", "Draw a training and its tests.", "RUN.png")
+    _add_run(sub)
+    sub.add_argument(
+        "--what",
+        default="curves,confusion,calibration,mistakes",
+        metavar="A,B,...",
+        help="curves, confusion, calibration, mistakes (all)",
+    )
+
+    sub = view("compare", "Draw accuracy against MACs and latency, and an ablation.", "compare.png")
+    sub.add_argument("models", nargs="+", metavar="MODEL", help=COMPARED)
+    sub.add_argument("--bench", metavar="FILE", type=Path, help="latencies of `mnv3 bench --json` (measured now)")
+    sub.add_argument("--no-latency", dest="latency", action="store_false", help="against MACs alone")
+    sub.add_argument("--runtime", default="eager", metavar="R", help="of `mnv3 bench` (eager)")
+    sub.add_argument("--seconds", type=positive, default=1, metavar="S", help="of measuring each (1)")
+
+    sub = command("report", run_report, "Write all about a run into one HTML file.")
+    _add_run(sub)
+    sub.add_argument("-o", "--out", metavar="FILE", type=Path, help="a .html to write (RUN/report.html)")
+    sub.add_argument(
+        "--compare", nargs="+", default=[], metavar="MODEL", help="to compare with, as in `mnv3 show compare`"
+    )
+    sub.add_argument("--bench", metavar="FILE", type=Path, help="latencies of `mnv3 bench --json`")
+
+
+COMPARED = (
+    "a name of `mnv3 list --pretrained`, torchvision/NAME, NAME=TOP1 or NAME=FILE (of `mnv3 eval --json`) with a name "
+    "that `mnv3 bench` takes, a run's folder, or a folder of `mnv3 ablate`"
+)
+
+
+def _add_picture(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("picture", metavar="PICTURE", help="a picture file")
+    sub.add_argument("--model", default=DEFAULT_MODEL, metavar="MODEL", help=f"{MODEL_HELP} ({DEFAULT_MODEL})")
+    sub.add_argument("--arch", metavar="ARCH", help="the model, for a single file of weights")
+
+
+def _add_run(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("folder", metavar="RUN", type=Path, help="a folder that `mnv3 finetune` wrote")
+    sub.add_argument("--data", metavar="DATA", help="where the test pictures are now (where the recipe says)")
+    sub.add_argument("--data-dir", metavar="FOLDER", help="where torchvision's CIFAR lies now")
+
+
+def run_show(args: argparse.Namespace) -> int:
+    """`mnv3 show WHAT`."""
+    file, draw, first, options = VIEWS[args.view](args)
+    file = args.out or Path(file)
+    draw(*first, **options, path=file, dark=args.dark)
+    print(f"wrote {file}")
+    return 0
+
+
+View = tuple[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]]  # a file, a function, and its arguments
+
+
+def _arch(args: argparse.Namespace) -> View:
+    from . import show
+    from .factory import load_checkpoint
+
+    folder = Path(args.model)
+    model = load_checkpoint(folder) if folder.is_dir() else args.model
+    return f"{folder.name}.png", show.arch, (model,), {"size": args.size, "block": args.block}
+
+
+def _features(args: argparse.Namespace) -> View:
+    from . import show
+
+    return f"{Path(args.picture).stem}.features.png", show.features, _picture(args), {"what": args.what}
+
+
+def _why(args: argparse.Namespace) -> View:
+    from . import show
+
+    return f"{Path(args.picture).stem}.why.png", show.why, _picture(args), {"class_": args.class_}
+
+
+def _picture(args: argparse.Namespace) -> tuple[Any, Any]:
+    """The picture, which is looked at first, as weights may have to be fetched; and the model."""
+    from . import images
+    from .show import style
+
+    if args.out:
+        style.check(args.out, style.ENDINGS)
+    return images.load(args.picture), model_of(args.model, args.arch)
+
+
+def _run(args: argparse.Namespace) -> View:
+    from . import show
+
+    options = {"what": args.what.split(","), "data": args.data, "data_dir": args.data_dir}
+    return f"{args.folder.resolve().name}.png", show.run, (args.folder,), options
+
+
+def _compare(args: argparse.Namespace) -> View:
+    from . import show
+
+    options = {name: getattr(args, name) for name in ("bench", "latency", "runtime", "seconds")}
+    return "compare.png", show.compare, (args.models,), options
+
+
+VIEWS: dict[str, Callable[[argparse.Namespace], View]] = {
+    "arch": _arch,
+    "features": _features,
+    "why": _why,
+    "run": _run,
+    "compare": _compare,
+}
+
+
+def run_report(args: argparse.Namespace) -> int:
+    """`mnv3 report RUN`."""
+    from . import show
+
+    options = {"compare": args.compare, "bench": args.bench, "data": args.data, "data_dir": args.data_dir}
+    print(f"wrote {show.report(args.folder, args.out, **options)}")
+    return 0

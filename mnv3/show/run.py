@@ -1,0 +1,246 @@
+"""A training and what it led to: curves, confusion, classes, calibration, and the worst mistakes."""
+
+import csv
+import json
+import logging
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from .. import data, images
+from ..evaluate import probabilities
+from ..factory import load_checkpoint
+from ..files import CONFIG_FILE
+from ..recipe import Recipe, load
+from ..runs import LOG_FILE, RECIPE_FILE, TEST_FILE
+from . import calibration, panels, style
+
+logger = logging.getLogger(__name__)
+PARTS = ("curves", "confusion", "calibration", "mistakes")
+NEED = {"confusion": "test", "calibration": "pictures", "mistakes": "pictures"}
+MISTAKES = 18
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the run's model says of its test pictures."""
+
+    pictures: data.Pictures
+    names: list[str]
+    labels: Tensor  # (N,)
+    probs: Tensor  # (N, classes)
+
+
+@dataclass(frozen=True)
+class Results:
+    """What is known of a run."""
+
+    folder: Path
+    recipe: Recipe
+    history: list[dict[str, Any]]  # the lines of its log
+    model: nn.Module | None = None
+    test: dict[str, Any] | None = None  # test.json
+    answers: Answers | None = None
+
+    @property
+    def classes(self) -> list[str]:
+        """Names in the order of the confusion matrix."""
+        return list(self.test.get("classes") or self.test["per_class"])
+
+
+def run(
+    folder: str | os.PathLike,
+    *,
+    what: Sequence[str] = PARTS,
+    data: str | None = None,
+    data_dir: str | None = None,
+    path: str | os.PathLike | None = None,
+    dark: bool = False,
+) -> Any:
+    """Draw a run that `mnv3 finetune` wrote.
+
+    Args:
+        folder: The run's.
+        what: Of `PARTS`. Curves need its log alone, the confusion matrix and classes its test.json; for the other two
+            its model is evaluated again on its test pictures.
+        data, data_dir: Where these lie now, if not where the recipe says.
+        path: A PNG or SVG to write.
+        dark: On black.
+
+    Returns:
+        A `matplotlib.figure.Figure`.
+
+    Raises:
+        ValueError: It is no run's folder, is not finished, has no test pictures, or they are gone; the message says
+            which parts can be drawn without.
+        WeightsError: Its weights are damaged.
+    """
+    if not what or (unknown := [name for name in what if name not in PARTS]):
+        raise ValueError(f"what={', '.join(unknown) if what else 'nothing'}: expected some of {', '.join(PARTS)}")
+    with style.page(path, dark=dark):
+        results = read(folder, what=what, data=data, data_dir=data_dir)
+        rows = [row for name in PARTS if name in what for row in DRAWN[name](results)]
+        return style.finish(style.sheet(rows, title=summary(results)), path)
+
+
+def read(
+    folder: str | os.PathLike, *, what: Sequence[str] = PARTS, data: str | None = None, data_dir: str | None = None
+) -> Results:
+    """What some parts of a run's picture need; errors as for `run`."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder")
+    if not (folder / RECIPE_FILE).is_file():
+        raise ValueError(f"{folder} is no run's folder: it has no {RECIPE_FILE}, which `mnv3 finetune` writes")
+    recipe, history = load(folder / RECIPE_FILE), _history(folder / LOG_FILE)
+    needs = {NEED[name] for name in what if name in NEED}
+    if not needs:
+        return Results(folder, recipe, history)
+    if not (folder / CONFIG_FILE).is_file():
+        raise ValueError(
+            f"{folder} is not finished ({len(history)} of {recipe.epochs} epochs): go on with "
+            "`mnv3 finetune --resume`, or look at its curves alone (--what curves)"
+        )
+    test = _test(folder / TEST_FILE)
+    model = load_checkpoint(folder)
+    answers = _answers(folder, recipe, test, model, data, data_dir) if "pictures" in needs else None
+    return Results(folder, recipe, history, model, test, answers)
+
+
+def _history(file: Path) -> list[dict[str, Any]]:
+    try:
+        with open(file, encoding="utf-8", newline="") as opened:
+            lines = list(csv.DictReader(opened))
+        found = [{key: text if key == "weights" else float(text) for key, text in line.items()} for line in lines]
+        if not {"epoch", "lr", "train_loss"} <= found[0].keys():
+            raise KeyError("epoch, lr or train_loss")
+    except FileNotFoundError:
+        raise ValueError(f"{file.parent} has no {LOG_FILE}: no epoch is done yet") from None
+    except (ValueError, TypeError, LookupError, csv.Error) as error:
+        raise ValueError(f"{file}: not the log of a training ({error})") from None
+    return found
+
+
+def _test(file: Path) -> dict[str, Any]:
+    try:
+        test = json.loads(file.read_text(encoding="utf-8"))
+        shape, classes = np.array(test["confusion"], dtype=int).shape, test.get("classes") or test["per_class"]
+        if shape != (len(classes), len(classes)) or not set(test["per_class"]) <= set(classes):
+            raise KeyError("confusion")
+        return test | {"top1": float(test["top1"]), "per_class": dict(test["per_class"])}
+    except FileNotFoundError:
+        raise ValueError(
+            f"{file.parent} has no {TEST_FILE}: there were no test pictures; look at its curves alone (--what curves)"
+        ) from None
+    except (ValueError, TypeError, LookupError, RecursionError):
+        raise ValueError(f"{file}: not what `mnv3 finetune` writes") from None
+
+
+def _answers(
+    folder: Path, recipe: Recipe, test: dict[str, Any], model: nn.Module, place: str | None, data_dir: str | None
+) -> Answers:
+    try:
+        pictures = data.load(place or recipe.data, "test", data_dir=data_dir or recipe.data_dir)
+    except data.DataError as error:
+        raise ValueError(
+            f"the test pictures of {folder} are gone ({error}): say where they are (--data, --data-dir), or leave out "
+            "what needs them (--what curves,confusion)"
+        ) from None
+    names, labels, probs = probabilities(model, pictures, workers=recipe.workers)
+    top1 = 100 * (probs.argmax(1) == labels).float().mean().item()
+    if abs(top1 - test["top1"]) > 0.05 + 100 / len(labels):
+        logger.warning("%s: %.2f %% on these pictures, but %s has %.2f %%", folder, top1, TEST_FILE, test["top1"])
+    return Answers(pictures, names, labels, probs)
+
+
+def summary(results: Results) -> str:
+    """The run in one line."""
+    recipe, test = results.recipe, results.test
+    words = [recipe.model, Path(recipe.data).name, f"{len(results.history)} epochs"]
+    if test:
+        words.append(f"top-1 {test['top1']:.2f} % of {test.get('count', np.sum(test['confusion']))} test pictures")
+    return ", ".join(words)
+
+
+def curve_rows(results: Results) -> list[style.Row]:
+    """Loss, learning rate and accuracy, side by side."""
+
+    def draw(place: Any, keys: Sequence[str], label: str) -> None:
+        panels.curve(place.subplots(), results.history, keys, label)
+
+    return [(2.6, [partial(draw, keys=keys, label=label) for keys, label in panels.curves(results.history)])]
+
+
+def confusion_rows(results: Results) -> list[style.Row]:
+    """The confusion matrix, and every class."""
+
+    def matrix(place: Any) -> None:
+        image = panels.confusion(place.subplots(), results.test["confusion"], results.classes)
+        place.colorbar(image, label="% of the true class", location="bottom", shrink=0.8, aspect=40)
+
+    def classes(place: Any) -> None:
+        axis = place.subplots()
+        drawn, there = panels.by_class(axis, results.test["confusion"], results.classes), len(results.test["per_class"])
+        axis.set_title(f"the worst {drawn} of {there} classes" if drawn < there else "by class", size=9)
+
+    return [(4.9, [matrix, classes])]
+
+
+def calibration_rows(results: Results) -> list[style.Row]:
+    """Whether the model is right as often as it says."""
+    found = calibration.calibration(results.answers.probs, results.answers.labels)
+    return [(3.2, [partial(draw, found=found) for draw in (calibration.draw_reliability, calibration.draw_counts)])]
+
+
+def worst(answers: Answers, count: int = MISTAKES) -> list[tuple[int, int, int, float]]:
+    """Wrong answers that the model is surest of: picture, true class, answer, its probability."""
+    sure, answer = answers.probs.max(1)
+    wrong = (answer != answers.labels).nonzero().flatten()
+    wrong = wrong[sure[wrong].argsort(descending=True, stable=True)][:count]
+    return [(i, answers.labels[i].item(), answer[i].item(), sure[i].item()) for i in wrong.tolist()]
+
+
+def mistake_rows(results: Results, width: float = style.WIDTH) -> list[style.Row]:
+    """A sheet of the worst mistakes, for a figure of this width in inches."""
+    columns, count = (6, MISTAKES) if width > style.NARROW else (3, 12)
+    found = worst(results.answers, count)
+
+    def draw(place: Any) -> None:
+        place.suptitle("the mistakes that it is surest of: true class → answer", x=0.01, ha="left", size=9)
+        axes = place.subplots(lines, columns, squeeze=False).flatten()
+        for axis in axes:
+            axis.axis("off")
+        for axis, (i, label, answer, sure) in zip(axes, found, strict=False):
+            axis.imshow(thumbnail(results.answers.pictures, i))
+            names = [style.short(results.answers.names[k], 16) for k in (label, answer)]
+            axis.set_title(f"{names[0]} →\n{names[1]} {100 * sure:.0f} %", size=8, loc="center", pad=3)
+
+    def nothing(place: Any) -> None:
+        place.text(0.01, 0.5, "no mistakes: every test picture is classified right", va="center")
+
+    lines = math.ceil(len(found) / columns)
+    return [(0.4 + lines * (width / columns + 0.4), [draw])] if found else [(0.5, [nothing])]
+
+
+def thumbnail(pictures: data.Pictures, index: int, side: int = 160) -> np.ndarray:
+    """A picture of a data set, uint8 (H, W, 3), not larger than it is to be shown."""
+    if pictures.held:
+        return pictures.source[index].permute(1, 2, 0).numpy()
+    picture = images.load(pictures.source[index])
+    picture.thumbnail((side, side))
+    return np.asarray(picture)
+
+
+DRAWN = {
+    "curves": curve_rows,
+    "confusion": confusion_rows,
+    "calibration": calibration_rows,
+    "mistakes": mistake_rows,
+}
