@@ -18,6 +18,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 import mnv3  # noqa: E402
+from mnv3 import cli  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -102,6 +103,45 @@ def trained(noisy, tmp_path_factory):
     """A run of two short epochs."""
     recipe = mnv3.recipe.Recipe(model="mnv3_small_cifar", data=str(noisy), size=16, batch_size=8, epochs=2, workers=0)
     return mnv3.finetune(recipe, out=tmp_path_factory.mktemp("runs") / "trained")
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+    """A copy of that run, to be spoilt."""
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    for name in ("recipe.yaml", "log.csv", "config.json", "model.safetensors", "test.json"):
+        (folder / name).write_bytes((trained / name).read_bytes())
+    return folder
+
+
+@pytest.fixture
+def run(capsys):
+    """Status, standard output, standard error of a command."""
+
+    def run(*args):
+        capsys.readouterr()
+        try:
+            status = cli.main([str(arg) for arg in args])
+        except SystemExit as error:
+            status = error.code
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def fails(run):
+    """A command ends with one line on stderr, and status 1."""
+
+    def fails(*args):
+        status, out, err = run(*args)
+        assert (status, out) == (1, "")
+        assert err.startswith("mnv3: ")
+        assert err.count("\n") == 1, err
+        return err
+
+    return fails
 
 
 @pytest.fixture(scope="session", params=list(mnv3.timm_models.VARIANTS))

@@ -38,35 +38,6 @@ def net(tmp_path_factory):
     return mnv3.save(model, tmp_path_factory.mktemp("net") / "net", label_names=[f"kind {i}" for i in range(10)])
 
 
-@pytest.fixture
-def run(capsys):
-    """Status, standard output, standard error of a command."""
-
-    def run(*args):
-        capsys.readouterr()
-        try:
-            status = cli.main([str(arg) for arg in args])
-        except SystemExit as error:
-            status = error.code
-        return status, *capsys.readouterr()
-
-    return run
-
-
-@pytest.fixture
-def fails(run):
-    """A command ends with one line on stderr, and status 1."""
-
-    def fails(*args):
-        status, out, err = run(*args)
-        assert (status, out) == (1, "")
-        assert err.startswith("mnv3: ")
-        assert err.count("\n") == 1, err
-        return err
-
-    return fails
-
-
 def subprocess_run(*args, **kwargs):
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "mnv3", *map(str, args)]

@@ -99,16 +99,6 @@ def test_nothing_of_the_outside(page):
     assert not re.search(r"https?:|//[a-z]|@import|url\(", text)
 
 
-@pytest.fixture
-def copied(trained, tmp_path):
-    """One to be spoilt."""
-    folder = tmp_path / "copy"
-    folder.mkdir()
-    for name in ("recipe.yaml", "log.csv", "config.json", "model.safetensors", "test.json"):
-        (folder / name).write_bytes((trained / name).read_bytes())
-    return folder
-
-
 def test_without_test_pictures(copied, noisy, capsys):
     """Parts that cannot be drawn are left out, and the report says so."""
     recipe = (copied / "recipe.yaml").read_text().replace(str(noisy), "/nowhere")

@@ -36,35 +36,6 @@ pytest.importorskip("matplotlib")
 SHIP = ROOT / "docs" / "ship.jpg"
 
 
-@pytest.fixture
-def run(capsys):
-    """Status, standard output, standard error of a command."""
-
-    def run(*args):
-        capsys.readouterr()
-        try:
-            status = cli.main([str(arg) for arg in args])
-        except SystemExit as error:
-            status = error.code
-        return status, *capsys.readouterr()
-
-    return run
-
-
-@pytest.fixture
-def fails(run):
-    """A command ends with one line on stderr, and status 1."""
-
-    def fails(*args):
-        status, out, err = run(*args)
-        assert (status, out) == (1, "")
-        assert err.startswith("mnv3: ")
-        assert err.count("\n") == 1, err
-        return err
-
-    return fails
-
-
 @pytest.fixture(scope="module")
 def cifar():
     return mnv3.create_model("mnv3_small_cifar", pretrained=True)
@@ -324,16 +295,6 @@ def test_the_map_follows_the_object(real):
 
 
 # --- run
-
-
-@pytest.fixture
-def copied(trained, tmp_path):
-    """One to be spoilt."""
-    folder = tmp_path / "copy"
-    folder.mkdir()
-    for name in ("recipe.yaml", "log.csv", "config.json", "model.safetensors", "test.json"):
-        (folder / name).write_bytes((trained / name).read_bytes())
-    return folder
 
 
 def test_run(trained, tmp_path):
