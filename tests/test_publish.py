@@ -10,7 +10,6 @@ import subprocess
 import sys
 import traceback
 from functools import partial
-from pathlib import Path
 
 import pytest
 import timm
@@ -776,4 +775,3 @@ def test_public_names():
     assert publish.verify is verify.verify
     for name in publish.__all__:
         assert getattr(publish, name).__doc__
-    assert Path(publish.__file__).parent == ROOT / "mnv3"
