@@ -132,13 +132,13 @@ def test_one_channel_nearly_dead_and_one_dead(net, some, tmp_path, to):
 
 
 def test_a_collapse_leaves_no_file(net, some, tmp_path, monkeypatch):
-    def noise(model, file, batches):
+    def turned(model, file, batches):
         broken = deployable(net)
-        nn.init.normal_(broken.classifier.weight)
+        broken.classifier.weight.neg_()
         write(broken, file, batches)
 
     write = int8.WRITERS["onnx"]
-    monkeypatch.setitem(int8.WRITERS, "onnx", noise)
+    monkeypatch.setitem(int8.WRITERS, "onnx", turned)
     with pytest.raises(ExportError, match=r"agrees with float32 on .* nothing was written \(--force does\)"):
         onnx_of(net, some, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
