@@ -17,9 +17,9 @@ from . import __version__, recipe as recipes
 from .arch import VARIANTS, count_macs, count_params
 from .catalog import CATALOG, ORG, WEIGHTS_FILE, Checkpoint
 from .errors import WeightsError
-from .runs import LOG_FILE, MACHINE_KEYS, RECIPE_FILE
+from .runs import LOG_FILE, MACHINE_KEYS, RECIPE_FILE, TEST_FILE
 
-CARD_FILE, METRICS_FILE = "README.md", "test.json"
+CARD_FILE = "README.md"
 SHOWN = ("epochs", "batch_size", "optimizer", "lr", "schedule")  # of a recipe, also where they are the default
 ELSEWHERE = ("model", "data", "mean", "std", *MACHINE_KEYS)  # of a recipe, in other parts of the card
 
@@ -127,7 +127,7 @@ def _costs(record: Checkpoint) -> tuple[str, str]:
 
 def _metrics(record: Checkpoint, folder: Path) -> dict[str, Any]:
     """What the test after the training found, if the folder has it."""
-    file = folder / METRICS_FILE
+    file = folder / TEST_FILE
     if not file.is_file():
         return {}
     try:

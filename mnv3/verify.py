@@ -11,16 +11,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from . import files, hub
-from .cards import CARD_FILE, METRICS_FILE
+from .cards import CARD_FILE
 from .catalog import CATALOG, WEIGHTS_FILE, Checkpoint, find, split_name
 from .errors import WeightsError
 from .factory import create_model, load_checkpoint
 from .files import CONFIG_FILE, GOLDEN_FILE
 from .layers import evaluating
-from .runs import LOG_FILE, RECIPE_FILE
+from .runs import LOG_FILE, RECIPE_FILE, TEST_FILE
 
 REQUIRED = (CONFIG_FILE, WEIGHTS_FILE, GOLDEN_FILE, CARD_FILE)
-NAMES = (*REQUIRED, RECIPE_FILE, LOG_FILE, METRICS_FILE)  # the files of a weights folder that is published
+NAMES = (*REQUIRED, RECIPE_FILE, LOG_FILE, TEST_FILE)  # the files of a weights folder that is published
 TOLERANCE = 1e-4  # of golden logits, absolute and relative: processors add up in different orders
 MAX_INPUTS = 1 << 22  # numbers in golden inputs, some seconds of computing
 
