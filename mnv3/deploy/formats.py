@@ -108,13 +108,18 @@ def write_executorch(graph: Graph, file: Path) -> None:
 
 def write_tflite(graph: Graph, file: Path) -> None:
     """LiteRT's file. Its input is (B, H, W, C), as tools for Android expect."""
-    import litert_torch
-
-    model = litert_torch.to_channel_last_io(graph.model, args=[0]).eval()
-    litert_torch.convert(model, (graph.example.permute(0, 2, 3, 1).contiguous(),)).export(str(file))
+    convert_tflite(graph.model, graph.example, file)
     if graph.half:
         _halve_tflite(file)
     attach(file, graph.metadata)
+
+
+def convert_tflite(model: nn.Module, example: Tensor, file: Path) -> None:
+    """Write LiteRT's file alone, for an example (B, C, H, W)."""
+    import litert_torch
+
+    last = litert_torch.to_channel_last_io(model, args=[0]).eval()
+    litert_torch.convert(last, (example.permute(0, 2, 3, 1).contiguous(),)).export(str(file))
 
 
 def _halve_tflite(file: Path) -> None:

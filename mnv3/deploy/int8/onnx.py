@@ -7,8 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .. import formats
-from .prepare import clip, judge, prepare
+from .prepare import clip, judge, prepare, write_plain
 
 LAYERS = ("Conv", "Gemm", "MatMul")
 
@@ -34,7 +33,7 @@ def write_onnx(model: nn.Module, file: Path, batches: list[Tensor]) -> None:
     clip(model)
     with tempfile.TemporaryDirectory() as folder:
         plain, ready = Path(folder) / "plain.onnx", Path(folder) / "ready.onnx"
-        formats.write_onnx(formats.Graph(model, batches[0][:1], ("batch",), False, {"stride": 1}), plain)
+        write_plain(model, batches, plain)
         quant_pre_process(plain, ready, skip_symbolic_shape=True)
         nodes = [node for node in onnx.load(ready).graph.node if node.op_type in LAYERS]
         quantize_static(

@@ -7,8 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .. import formats
-from .prepare import judge, prepare
+from .prepare import judge, prepare, write_plain
 
 
 def write_openvino(model: nn.Module, file: Path, batches: list[Tensor]) -> None:
@@ -20,7 +19,7 @@ def write_openvino(model: nn.Module, file: Path, batches: list[Tensor]) -> None:
     model, floats = prepare(model, batches, outputs=False)
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder) / "plain.onnx"
-        formats.write_onnx(formats.Graph(model, batches[0][:1], ("batch",), False, {"stride": 1}), plain)
+        write_plain(model, batches, plain)
         network = ov.convert_model(plain)
         ignored = [op.get_friendly_name() for op, weight in _layers(network) if _stem(weight) in floats]
         network = nncf.quantize(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...layers import Bottleneck, ConvNormAct, SqueezeExcite, evaluating
+from ..formats import Graph, write_onnx
 
 SENSITIVE = 22.0  # dB of signal to noise at the logits below which a layer's activations are not quantised
 FLOAT_SHARE = 0.03  # of the weights at most may stay in float: 4 bytes in place of 1 leave the file below 30 %
@@ -133,6 +134,11 @@ def clip(model: nn.Module) -> None:
     for layer in model.modules():
         if isinstance(layer, ConvNormAct) and isinstance(layer.act, nn.Hardswish):
             layer.act = nn.Sequential(nn.Hardtanh(-3.0, 1e30), layer.act)
+
+
+def write_plain(model: nn.Module, batches: list[Tensor], file: Path) -> None:
+    """The float model as ONNX for any batch, for a tool to quantise."""
+    write_onnx(Graph(model, batches[0][:1], ("batch",), False, {"stride": 1}), file)
 
 
 def judge(file: Path, layers: list[tuple[str, int, bool]]) -> None:

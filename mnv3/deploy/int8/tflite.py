@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..formats import convert_tflite
 from .prepare import judge, prepare, weighted
 
 LAYERS = {3: "CONV_2D", 4: "DEPTHWISE_CONV_2D", 9: "FULLY_CONNECTED"}  # builtin operators of the schema
@@ -16,14 +17,12 @@ INT8 = 9  # a tensor's type in the schema
 
 def write_tflite(model: nn.Module, file: Path, batches: list[Tensor]) -> None:
     """8 bits in the convolutions and the linear layer alone; one picture at a time, and as (1, H, W, C)."""
-    import litert_torch
     from ai_edge_quantizer import qtyping, quantizer
 
     model, floats = prepare(model, batches)
     weights = [layer.weight for name, layer in weighted(model).items() if name in floats]
     pictures = [{"args_0": x[None].numpy()} for x in torch.cat(list(batches)).permute(0, 2, 3, 1).contiguous()]
-    last = litert_torch.to_channel_last_io(model, args=[0]).eval()
-    litert_torch.convert(last, (torch.from_numpy(pictures[0]["args_0"]),)).export(str(file))
+    convert_tflite(model, batches[0][:1], file)
     tool = quantizer.Quantizer(str(file))
     for kind in LAYERS.values():
         tool.add_static_config(".*", qtyping.TFLOperationName[kind], activation_num_bits=8, weight_num_bits=8)
