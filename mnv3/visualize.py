@@ -9,11 +9,7 @@ from .show import panels, style
 
 def curves(history: Sequence[dict[str, Any]], path: Path) -> None:
     """Loss, accuracy and learning rate over the epochs of a training (lines of its log.csv), as a PNG or SVG."""
-
-    def draw(keys: Sequence[str], label: str) -> style.Draw:
-        return lambda place: panels.curve(place.subplots(), history, keys, label)
-
-    _draw(path, [(3.0, [draw(*curve) for curve in panels.curves(history)])])
+    _draw(path, [(3.0, panels.curve_parts(history))])
 
 
 def bars(rows: Sequence[tuple[str, dict[str, float]]], label: str, path: Path) -> None:

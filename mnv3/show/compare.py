@@ -218,16 +218,20 @@ def rows_of(points: Sequence[Point]) -> list[style.Row]:
 
 def draw_points(place: Any, points: Sequence[Point], key: str) -> Callable[[], None]:
     """Every model as a point; returns what gives them their names when the axis has its place."""
+
+    def cost(p: Point) -> float:
+        return p.macs / 1e6 if key == "macs" else p.ms
+
     axis = place.subplots()
     for library, colour in zip(LIBRARIES, style.colours(), strict=False):
         mine = [p for p in points if p.library == library]
         if mine:
-            xs = [getattr(p, key) / (1e6 if key == "macs" else 1) for p in mine]
-            axis.scatter(xs, [p.top1 for p in mine], 36, color=colour, marker=MARKERS[library], label=library, zorder=3)
+            places = [cost(p) for p in mine], [p.top1 for p in mine]
+            axis.scatter(*places, 36, color=colour, marker=MARKERS[library], label=library, zorder=3)
     label = {"macs": f"MACs / M at {points[0].size} px", "ms": "latency of one picture / ms, 1 thread"}[key]
     label = "MACs / M" if key == "macs" and len({p.size for p in points}) > 1 else label
     data = next((p.data for p in points if p.data), None)
-    costs = [getattr(p, key) for p in points]
+    costs = [cost(p) for p in points]
     axis.set(
         xscale="log" if max(costs) > 4 * min(costs) else "linear",
         xlabel=label,
@@ -240,7 +244,7 @@ def draw_points(place: Any, points: Sequence[Point], key: str) -> Callable[[], N
     axis.grid(which="both")
     if len({p.library for p in points}) > 1:
         axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
-    return partial(_label, axis, [(getattr(p, key) / (1e6 if key == "macs" else 1), p.top1, p.name) for p in points])
+    return partial(_label, axis, [(cost(p), p.top1, p.name) for p in points])
 
 
 def _label(axis: Any, texts: Sequence[tuple[float, float, str]]) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,15 @@ def curves(history: Sequence[Mapping[str, Any]]) -> list[tuple[Sequence[str], st
     """Keys and labels of the curves that a log has."""
     found = [(("train_loss", "val_loss"), "cross-entropy / nats"), (("lr",), "learning rate")]
     return [*found, (("val_top1",), "validation top-1 / %")] if "val_top1" in history[0] else found
+
+
+def curve_parts(history: Sequence[Mapping[str, Any]]) -> list[style.Draw]:
+    """What draws the curves that a log has, each onto a part of a figure."""
+
+    def draw(place: Any, keys: Sequence[str], label: str) -> None:
+        curve(place.subplots(), history, keys, label)
+
+    return [partial(draw, keys=keys, label=label) for keys, label in curves(history)]
 
 
 def confusion(axis: Any, matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> Any:

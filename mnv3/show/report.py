@@ -8,8 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from .. import __version__
 from ..arch import costs
 from ..catalog import CATALOG
@@ -21,7 +19,7 @@ from .arch import BARS, COLUMNS, NOTES, block_height, draw_block, lines, shown
 from .calibration import calibration
 from .compare import ablation_row, collect, point, rows_of
 from .features import draw_gates, draw_maps, gates_height, look, maps_height
-from .run import PARTS, Results, calibration_rows, confusion_rows, curve_rows, mistake_rows, read, worst
+from .run import PARTS, Results, calibration_rows, confusion_rows, curve_rows, mistake_rows, picture, read, worst
 from .why import draw_heat, draw_top, explain
 
 ENDINGS = (".html", ".htm")
@@ -225,7 +223,7 @@ def _seen(results: Results) -> Iterator[str]:
     answers = results.answers
     sure = answers.probs.max(1).values * (answers.probs.argmax(1) == answers.labels)
     right = sure.argsort(descending=True, stable=True)[:EXPLAINED].tolist()
-    looked = look(_picture(results, right[0]), results.model)
+    looked = look(picture(answers.pictures, right[0]), results.model)
     yield '<div class="grid">'
     height = maps_height(looked, style.NARROW)
     rows = [(height, [partial(draw_maps, looked=looked)])]
@@ -234,18 +232,11 @@ def _seen(results: Results) -> Iterator[str]:
         rows = [(gates_height(looked), [partial(draw_gates, looked=looked)])]
         yield _pictured(partial(style.sheet, rows, width=style.NARROW), "gates of squeeze-and-excite")
     for i in [*right, *(i for i, *_ in worst(answers, EXPLAINED))]:
-        reason = explain(_picture(results, i), results.model)
+        reason = explain(picture(answers.pictures, i), results.model)
         rows = [(2.9, [partial(draw_heat, reason=reason)]), (2.2, [partial(draw_top, reason=reason)])]
         caption = f"true class: {answers.names[answers.labels[i]]}"
         yield _pictured(partial(style.sheet, rows, width=style.NARROW), "what speaks for the answer", caption)
     yield "</div>"
-
-
-def _picture(results: Results, index: int) -> Any:
-    pictures = results.answers.pictures
-    if pictures.held:
-        return Image.fromarray(pictures.source[index].permute(1, 2, 0).numpy())
-    return pictures.source[index]
 
 
 def _compared(results: Results, compare: Sequence[str], bench: str | os.PathLike | None) -> list[style.Row]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from torch import Tensor, nn
 
 from .. import data, images
@@ -171,11 +172,7 @@ def summary(results: Results) -> str:
 
 def curve_rows(results: Results) -> list[style.Row]:
     """Loss, learning rate and accuracy, side by side."""
-
-    def draw(place: Any, keys: Sequence[str], label: str) -> None:
-        panels.curve(place.subplots(), results.history, keys, label)
-
-    return [(2.6, [partial(draw, keys=keys, label=label) for keys, label in panels.curves(results.history)])]
+    return [(2.6, panels.curve_parts(results.history))]
 
 
 def confusion_rows(results: Results) -> list[style.Row]:
@@ -229,13 +226,19 @@ def mistake_rows(results: Results, width: float = style.WIDTH) -> list[style.Row
     return [(0.4 + lines * (width / columns + 0.4), [draw])] if found else [(0.5, [nothing])]
 
 
+def picture(pictures: data.Pictures, index: int) -> Image.Image:
+    """A picture of a data set."""
+    if pictures.held:
+        return Image.fromarray(pictures.source[index].permute(1, 2, 0).numpy())
+    return images.load(pictures.source[index])
+
+
 def thumbnail(pictures: data.Pictures, index: int, side: int = 160) -> np.ndarray:
     """A picture of a data set, uint8 (H, W, 3), not larger than it is to be shown."""
-    if pictures.held:
-        return pictures.source[index].permute(1, 2, 0).numpy()
-    picture = images.load(pictures.source[index])
-    picture.thumbnail((side, side))
-    return np.asarray(picture)
+    found = picture(pictures, index)
+    if not pictures.held:
+        found.thumbnail((side, side))
+    return np.asarray(found)
 
 
 DRAWN = {

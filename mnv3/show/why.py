@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import choices
 from ..factory import class_names
+from ..layers import evaluating
 from ..model import MobileNetV3
 from . import seen, style
 
@@ -80,16 +81,11 @@ def grad_cam(model: MobileNetV3, x: Tensor, index: int | None = None) -> tuple[T
         from captum.attr import LayerGradCam
     except ImportError:
         raise ImportError("heat maps need captum: pip install 'mnv3[viz]'") from None
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+    with evaluating(model), torch.inference_mode(False), torch.enable_grad():
         with torch.no_grad():
             logits = model(x)
         target = logits.argmax(1) if index is None else index
         heat = LayerGradCam(model, model.last).attribute(x, target=target)
-    finally:
-        for module, training in modes:
-            module.training = training
     return heat[:, 0].detach().float().cpu(), logits
 
 
