@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import statistics
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ from .finetune import finetune
 from .recipe import load
 
 logger = logging.getLogger(__name__)
+# Student's t that 2.5 % lie above, for 1, 2, 3 ... degrees of freedom; beyond those, the last is a little too wide.
+T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 VARIANTS: dict[str, dict[str, Any]] = {
     "none": {"use_se": False, "use_hs": False},
     "se": {"use_se": True, "use_hs": False},
@@ -46,8 +49,9 @@ def ablate(
         overrides: Values in place of the recipe's.
 
     Returns:
-        A Markdown table: top-1 on the test pictures (mean and standard deviation over the seeds), parameters, MACs, and
-        the latency of one picture in this process, median of interleaved runs.
+        A Markdown table: top-1 on the test pictures (mean and standard deviation over the seeds), its difference from
+        the first variant's with a 95 % interval (paired by seed), parameters, MACs, and the latency of one picture in
+        this process, median of interleaved runs.
 
     Raises:
         ValueError: As for `finetune`, an unknown variant, no seeds, or no test pictures.
@@ -79,6 +83,7 @@ def ablate(
         row = {"variant": variant, "seeds": list(seeds), "top1": accuracy[variant]}
         row |= {"mean": statistics.mean(accuracy[variant])}
         row |= {"sd": statistics.stdev(accuracy[variant]) if len(seeds) > 1 else None}
+        row |= {"against": variants[0], "difference": difference(accuracy[variant], accuracy[variants[0]])}
         row |= {"params": count_params(model.arch, num_classes=model.num_classes)}
         row |= {
             "macs": count_macs(model.arch, size=size, num_classes=model.num_classes),
@@ -91,12 +96,25 @@ def ablate(
     return text
 
 
+def difference(top1: Sequence[float], other: Sequence[float]) -> tuple[float, float | None]:
+    """Mean of the differences seed by seed, and half of its 95 % interval by Student's t (None for a single seed)."""
+    differences = [a - b for a, b in zip(top1, other, strict=True)]
+    count = len(differences)
+    if count < 2:
+        return differences[0], None
+    t = T_975[min(count - 1, len(T_975)) - 1]
+    return statistics.mean(differences), t * statistics.stdev(differences) / math.sqrt(count)
+
+
 def _table(rows: list[dict[str, Any]], size: int) -> str:
-    heads = (f"top-1 / % ({len(rows[0]['seeds'])} seeds)", "parameters / M", f"MACs / M at {size} px", "latency / ms")
-    lines = [f"| variant | {' | '.join(heads)} |"]
-    lines.append("| --- | --- | --- | --- | --- |")
+    against = f"difference from {rows[0]['against']} (95 %)"
+    heads = (f"top-1 / % ({len(rows[0]['seeds'])} seeds)", against, "parameters / M", f"MACs / M at {size} px")
+    lines = [f"| variant | {' | '.join(heads)} | latency / ms |"]
+    lines.append("| --- | --- | --- | --- | --- | --- |")
     for row in rows:
-        spread = f" ± {row['sd']:.2f}" if row["sd"] is not None else ""
+        accuracy = f"{row['mean']:.2f}" + (f" ± {row['sd']:.2f}" if row["sd"] is not None else "")
+        mean, half = row["difference"]
+        gained = f"{mean:+.2f}" + (f" ± {half:.2f}" if half is not None else "") if row is not rows[0] else "-"
         numbers = f"{row['params'] / 1e6:.3f} | {row['macs'] / 1e6:.2f} | {row['latency_ms']:.2f}"
-        lines.append(f"| {row['variant']} | {row['mean']:.2f}{spread} | {numbers} |")
+        lines.append(f"| {row['variant']} | {accuracy} | {gained} | {numbers} |")
     return "\n".join(lines) + "\n"

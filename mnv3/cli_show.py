@@ -70,7 +70,7 @@ def add_commands(command: Command, positive: Callable[[str], int]) -> None:
 
 COMPARED = (
     "a name of `mnv3 list --pretrained`, torchvision/NAME, NAME=TOP1 or NAME=FILE (of `mnv3 eval --json`) with a name "
-    "that `mnv3 bench` takes, a run's folder, or a folder of `mnv3 ablate`"
+    "that `mnv3 bench` takes, a run's folder, a folder of `mnv3 ablate`, or a .json file of published figures"
 )
 
 

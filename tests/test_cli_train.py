@@ -1,13 +1,14 @@
 """The commands recipes, finetune, eval and ablate."""
 
 import json
+import random
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from mnv3 import cli, recipe
-from mnv3.ablate import VARIANTS, ablate
+from mnv3.ablate import VARIANTS, ablate, difference
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +111,15 @@ def test_interrupted_is_status_130(run, file, tmp_path, monkeypatch):
     assert "go on with --resume" in err
 
 
+@pytest.mark.parametrize("count", [2, 3, 5, 11])
+def test_intervals_are_scipys(count):
+    stats = pytest.importorskip("scipy.stats", reason="needs SciPy to compare with")
+    rng = random.Random(count)
+    one, other = ([90 + rng.random() for _ in range(count)] for _ in range(2))
+    low, high = stats.ttest_rel(one, other).confidence_interval(0.95)
+    assert difference(one, other) == pytest.approx(((low + high) / 2, (high - low) / 2), rel=1e-3)
+
+
 def test_ablation(file, tmp_path):
     text = ablate(file, out=tmp_path / "a", seeds=(0, 1))
     rows = json.loads((tmp_path / "a" / "ablation.json").read_text())
@@ -120,6 +130,7 @@ def test_ablation(file, tmp_path):
     for row in rows:
         assert row["mean"] == pytest.approx(sum(row["top1"]) / 2)
         assert row["sd"] == pytest.approx(abs(row["top1"][0] - row["top1"][1]) / 2**0.5)
+        assert row["difference"][0] == pytest.approx(row["mean"] - by_name["none"]["mean"])
     assert len(text.splitlines()) == 2 + len(VARIANTS)
     assert (tmp_path / "a" / "ablation.md").read_text() == text
     config = json.loads((tmp_path / "a" / "se-first-seed1" / "config.json").read_text())

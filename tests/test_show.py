@@ -482,6 +482,17 @@ def test_compare(trained, tmp_path):
     assert point.top1 == json.loads((trained / "test.json").read_text())["top1"]
 
 
+def test_published_figures_beside_ours():
+    """The public front of CIFAR-10; models whose MACs nobody states are in the table of docs/cifar10.md alone."""
+    file = ROOT / "benchmarks" / "cifar10_published.json"
+    names = ["mnv3_small_cifar.cifar10", str(file)]
+    points, _ = collect(names, latency=False)
+    stated = {m["name"]: (m["top1"], m["macs"]) for m in json.loads(file.read_text())["models"]}
+    assert {p.name: (p.top1, p.macs) for p in points[1:]} == {k: v for k, v in stated.items() if v[1]}
+    assert {(p.library, p.data, p.size) for p in points[1:]} == {("published", "CIFAR-10 test", 32)}
+    figures.check(show.compare(names, latency=False))
+
+
 @pytest.mark.slow
 def test_compare_measures(tmp_path):
     points, _ = collect(["mnv3_small_cifar", "mnv3_large_cifar"], seconds=0.3)
@@ -529,14 +540,26 @@ def test_ablation(tmp_path):
         (["WEIGHTS"], "no test.json of a run in it: give its top-1"),
         (["net.onnx=50"], "the MACs of an exported file cannot be counted"),
         (["ABLATION"], "not what `mnv3 ablate` writes"),
+        (["BAD", "--no-latency"], "not a file of published figures"),
+        (["none.json", "--no-latency"], "none.json: no such file"),
+        (["PUBLISHED", "--no-latency"], "expected a top-1 from 0 to 100 per cent"),
+        (["mnv3_small_cifar", str(ROOT / "benchmarks" / "cifar10_published.json")], "has no latency to measure"),
     ],
 )
 def test_what_cannot_be_compared(fails, tmp_path, args, message):
     (tmp_path / "bad.json").write_text("[]")
     (tmp_path / "empty.json").write_text('{"cells": []}')
     (tmp_path / "ablation.json").write_text('[{"variant": "none"}]')
+    odd = {"name": "a", "top1": 170, "macs": 1, "source": "x"}
+    (tmp_path / "published.json").write_text(json.dumps({"data": "x", "size": 32, "models": [odd]}))
     weights = mnv3.save(mnv3.create_model("mnv3_small_cifar"), tmp_path / "w")
-    files = {"WEIGHTS": weights, "ABLATION": tmp_path, "EMPTY": tmp_path / "empty.json", "BAD": tmp_path / "bad.json"}
+    files = {
+        "WEIGHTS": weights,
+        "PUBLISHED": tmp_path / "published.json",
+        "ABLATION": tmp_path,
+        "EMPTY": tmp_path / "empty.json",
+        "BAD": tmp_path / "bad.json",
+    }
     args = [str(files[a]) if a in files else a.replace("BAD", str(files["BAD"])) for a in args]
     assert message in fails("show", "compare", *args, "-o", tmp_path / "x.png")
     assert not (tmp_path / "x.png").exists()

@@ -3,42 +3,17 @@
 import json
 import math
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import timm
-
-from .. import bench as benchmark, catalog
-from ..arch import VARIANTS, count_macs
-from ..factory import load_checkpoint
-from ..recipe import load
-from ..runs import RECIPE_FILE, TEST_FILE
 from . import style
+from .points import LIBRARIES, Point, check_data, measure, points_of, read_bench
 
 ABLATION_FILE = "ablation.json"
-IMAGENET, CIFAR = "ImageNet-1k val", {"cifar10": "CIFAR-10 test", "cifar100": "CIFAR-100 test"}
-LIBRARIES = ("mnv3", "timm", "torchvision")  # each its colour and marker
-MARKERS = dict(zip(LIBRARIES, "osD", strict=True))
+MARKERS = dict(zip(LIBRARIES, "osD^", strict=True))
 BESIDE = 8  # models whose names have room in two pictures side by side
-NUMBER = re.compile(r"\d+(\.\d+)?")
-
-
-@dataclass(frozen=True)
-class Point:
-    """A model in the picture."""
-
-    name: str
-    source: str  # its name for `mnv3 bench`, where weights do not matter
-    library: str  # of `LIBRARIES`
-    top1: float  # per cent
-    data: str | None  # what that was measured on; None where nothing says it
-    size: int  # pixels along a side of its pictures
-    macs: int
-    ms: float | None = None  # of one picture
 
 
 def compare(
@@ -56,7 +31,7 @@ def compare(
     Args:
         models: Each one of: a name of `mnv3 list --pretrained`; 'torchvision/NAME', whose accuracy torchvision states;
             any name that `mnv3 bench` takes followed by '=' and its top-1 in per cent or a file of `mnv3 eval --json`;
-            a run's folder; and a folder or file of `mnv3 ablate`.
+            a run's folder; a folder or file of `mnv3 ablate`; and a .json file of published figures (`published`).
         bench: Latencies from a file of `mnv3 bench --json` (one thread, one picture); else they are measured now.
         latency: With False, against MACs alone.
         runtime: Which of `mnv3 bench`.
@@ -85,125 +60,17 @@ def collect(
 ) -> tuple[list[Point], list[list[dict[str, Any]]]]:
     """The points and ablations that `compare` draws; arguments and errors are its own."""
     tables = [read_ablation(file) for name in models if (file := _ablation_file(name))]
-    points = [point(name) for name in models if not _ablation_file(name)]
+    points = [p for name in models if not _ablation_file(name) for p in points_of(name)]
     if not points and not tables:
         raise ValueError("nothing to compare: give models, runs or a folder of `mnv3 ablate`")
     check_data(points)
+    if latency and (figures := [p.name for p in points if p.library == "published"]):
+        raise ValueError(
+            f"{figures[0]}: a published figure has no latency to measure: compare MACs alone (--no-latency)"
+        )
     if latency and points:
         points = read_bench(points, Path(bench), runtime) if bench else measure(points, runtime, seconds)
     return points, tables
-
-
-def point(given: str) -> Point:
-    """A model as `compare` takes it, without its latency.
-
-    Raises:
-        ValueError: It is none, or nothing says its accuracy.
-    """
-    name, text = given, ""
-    if "=" in given and not Path(given).exists():
-        name, _, text = given.rpartition("=")
-    accuracy = _accuracy(text) if text else None
-    if Path(name).is_dir():
-        return _folder(Path(name), accuracy)
-    if name.partition(".")[0] in VARIANTS:
-        return _ours(name, accuracy)
-    macs, short = benchmark.count_macs(name, 224), name.rpartition("/")[2]  # or says which names there are
-    if macs is None:
-        raise ValueError(f"{name}: the MACs of an exported file cannot be counted: give the model that it was made of")
-    library = "timm" if timm.is_model(short) and not name.startswith("torchvision/") else "torchvision"
-    if accuracy is None and (library == "timm" or (accuracy := _torchvisions(short)) is None):
-        raise ValueError(f"{name}: nothing here says its top-1: give it, as in {name}=71.5")
-    return Point(short, f"{library}/{short}", library, accuracy, None if text else IMAGENET, 224, macs)
-
-
-def _folder(folder: Path, accuracy: float | None) -> Point:
-    """A run, or weights whose accuracy is given."""
-    model, data = load_checkpoint(folder), None
-    if accuracy is None:
-        if not all((folder / name).is_file() for name in (TEST_FILE, RECIPE_FILE)):
-            raise ValueError(f"{folder}: no {TEST_FILE} of a run in it: give its top-1, as in {folder}=71.5")
-        accuracy, place = _accuracy(str(folder / TEST_FILE)), load(folder / RECIPE_FILE).data
-        data = CIFAR.get(place, f"{Path(place).name} test")
-    size = model.pretrained_cfg["input_size"][-1]
-    macs = count_macs(model.arch, size=size, in_chans=model.in_chans, num_classes=model.num_classes)
-    return Point(folder.resolve().name, str(folder), "mnv3", accuracy, data, size, macs)
-
-
-def _ours(name: str, accuracy: float | None) -> Point:
-    arch, tag = catalog.split_name(name)
-    variant = VARIANTS[arch]
-    record = catalog.find(arch, tag) if tag or accuracy is None else None  # or says that there are no weights
-    size, classes = (record.input_size[-1], record.num_classes) if record else (variant.size, variant.num_classes)
-    top1, data = (record.top1, record.data) if accuracy is None else (accuracy, None)
-    if top1 is None:
-        raise ValueError(f"{name}: no top-1 is published: give it, as in {name}=71.5")
-    macs = count_macs(variant.arch, size=size, num_classes=classes)
-    return Point(record.name if record else name, arch, "mnv3", top1, data, size, macs)
-
-
-def _accuracy(text: str) -> float:
-    """Top-1 in per cent from a number or a file of `mnv3 eval --json`."""
-    if NUMBER.fullmatch(text):
-        top1 = float(text)
-    else:
-        try:
-            top1 = json.loads(Path(text).read_text(encoding="utf-8"))["top1"]
-        except FileNotFoundError:
-            raise ValueError(f"{text}: no such file, and no number: expected a top-1 in per cent") from None
-        except (ValueError, TypeError, LookupError, RecursionError):
-            raise ValueError(f"{text}: no top-1 in it: expected what `mnv3 eval --json` writes") from None
-    if not isinstance(top1, (int, float)) or not 0 <= top1 <= 100:
-        raise ValueError(f"{text}: expected a top-1 from 0 to 100 per cent")
-    return float(top1)
-
-
-def _torchvisions(name: str) -> float | None:
-    """What torchvision states of the default weights of one of its models."""
-    import torchvision
-
-    weights = torchvision.models.get_model_weights(name)
-    metrics = weights.DEFAULT.meta["_metrics"].get("ImageNet-1K", {}) if len(weights) else {}
-    return metrics.get("acc@1")
-
-
-def check_data(points: Sequence[Point]) -> None:
-    """Raise ValueError for accuracies on different pictures, which say nothing side by side."""
-    known = {point.data: point.name for point in points if point.data}
-    if len(known) > 1:
-        listed = ", ".join(f"{name} on {data}" for data, name in known.items())
-        raise ValueError(f"accuracies on different pictures: {listed}; to compare them all the same, give NAME=TOP1")
-
-
-def read_bench(points: Sequence[Point], file: Path, runtime: str) -> list[Point]:
-    """Latencies from a file of `mnv3 bench --json`."""
-    try:
-        cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
-        found = {
-            cell["model"]: float(cell["ms"])
-            for cell in cells
-            if (cell["runtime"], cell["threads"], cell["batch"]) == (runtime, 1, 1)
-        }
-    except FileNotFoundError:
-        raise ValueError(f"{file}: no such file") from None
-    except (ValueError, TypeError, LookupError, RecursionError):
-        raise ValueError(f"{file}: not what `mnv3 bench --json` writes") from None
-    times = [
-        next((found[k] for k in (p.source, p.name, p.source.rpartition("/")[2]) if k in found), None) for p in points
-    ]
-    if missing := [p.name for p, ms in zip(points, times, strict=True) if ms is None]:
-        raise ValueError(f"{file} has no {', '.join(missing)} in {runtime} with 1 thread and batch 1")
-    return [replace(p, ms=ms) for p, ms in zip(points, times, strict=True)]
-
-
-def measure(points: Sequence[Point], runtime: str, seconds: float) -> list[Point]:
-    """Latencies of one picture with one thread, measured here, those of one size in turn."""
-    times: dict[str, float] = {}
-    for size in {p.size for p in points}:
-        names = list(dict.fromkeys(p.source for p in points if p.size == size))
-        for cell in benchmark.bench(names, runtimes=[runtime], size=size, seconds=seconds):
-            times[cell.model] = cell.ms
-    return [replace(p, ms=times[p.source]) for p in points]
 
 
 def rows_of(points: Sequence[Point]) -> list[style.Row]:

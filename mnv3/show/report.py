@@ -17,8 +17,9 @@ from ..runs import RECIPE_FILE
 from . import style
 from .arch import BARS, COLUMNS, NOTES, block_height, draw_block, lines, shown
 from .calibration import calibration
-from .compare import ablation_row, collect, point, rows_of
+from .compare import ablation_row, collect, rows_of
 from .features import draw_gates, draw_maps, gates_height, look, maps_height
+from .points import point
 from .run import PARTS, Results, calibration_rows, confusion_rows, curve_rows, mistake_rows, picture, read, worst
 from .why import draw_heat, draw_top, explain
 
