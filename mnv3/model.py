@@ -12,31 +12,27 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from .arch import LARGE, SE_ORDERS, Arch, as_arch, scale, taps, without_hs, without_se
-from .depthwise import in_graph
+from .depthwise import in_graph, is_eager
 from .errors import choices
-from .layers import ACTIVATION, Bottleneck, ConvNormAct, PooledConv
+from .layers import ACTIVATION, Bottleneck, ConvNormAct, pooled_conv2d
 
 PAD_TYPES = ("", "same")
 # The head is a layer for the pooled width, so the poolings that double it ('catavgmax') cannot be offered.
 POOLS = ("avg", "max", "avgmax", "fast", "fastavg", "fastmax", "fastavgmax", "")
 
 
-@torch.fx.wrap
-def prepare_input(x: Tensor, in_chans: int, stride: int, batch_stats: bool, layout: bool) -> Tensor:
-    """Check a batch and lay it out as the processor likes it; inside graphs, return it as it is.
+def check_input(x: Tensor, *, in_chans: int, stride: int, batch_stats: bool) -> None:
+    """Check what was given to a model.
 
     Args:
-        x: What was given to the model.
+        x: That.
         in_chans: Channels that the model expects.
         stride: Total stride of the model.
         batch_stats: Whether batch norm takes its statistics from this batch.
-        layout: Whether to go over to channels_last, which oneDNN computes faster on a CPU (benchmarks/latency.py).
 
     Raises:
         ValueError: `x` is not a batch of pictures that the model can take.
     """
-    if in_graph():
-        return x
     shape = tuple(x.shape)
     if len(shape) != 4 or shape[1] != in_chans or 0 in shape[2:]:
         wanted = f"expected a batch of shape (B, {in_chans}, H, W) with H, W of at least 1 pixel, got {shape}"
@@ -55,7 +51,12 @@ def prepare_input(x: Tensor, in_chans: int, stride: int, batch_stats: bool, layo
             f"batch norm cannot train on one value per channel: batch 1 of {shape[2]}x{shape[3]} pixels leaves a 1x1 "
             f"map at total stride {stride}; use a batch of 2 or more, more than {stride} pixels, or model.eval()"
         )
-    return x.contiguous(memory_format=torch.channels_last) if layout and x.device.type == "cpu" else x
+
+
+@torch.fx.wrap
+def lay_out(x: Tensor) -> Tensor:
+    """Go over to channels_last, which oneDNN computes faster on a CPU (benchmarks/latency.py)."""
+    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
 
 
 def _whole(name: str, value: Any, least: int) -> int:
@@ -139,7 +140,7 @@ class MobileNetV3(nn.Module):
             )
         )
         self.last = ConvNormAct(arch.rows[-1].out, arch.last, act=arch.act, **dd)
-        self.head = PooledConv(arch.last, arch.head, **dd)
+        self.head = nn.Conv2d(arch.last, arch.head, 1, **dd)
         self.act = ACTIVATION[arch.act]()
         self.classifier = nn.Linear(arch.head, num_classes, **dd) if num_classes else nn.Identity()
         self._set_pool(global_pool)
@@ -167,13 +168,11 @@ class MobileNetV3(nn.Module):
         self.global_pool = SelectAdaptivePool2d(pool_type=_one_of("global_pool", global_pool, POOLS))
         self.global_pool.train(self.training)
         self.pooled = bool(global_pool)
-        if isinstance(self.head, PooledConv):
-            self.head.pooled = self.pooled
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Pictures (B, in_chans, H, W) to maps (B, num_features, ceil(H / stride), ceil(W / stride))."""
         if not torch.jit.is_scripting():
-            x = prepare_input(x, self.in_chans, self.stride, self._batch_stats(), False)
+            self._check_input(x)
         return self._features(x)
 
     def _features(self, x: Tensor) -> Tensor:
@@ -189,7 +188,12 @@ class MobileNetV3(nn.Module):
 
         With global_pool='' the results are maps: (B, num_classes, H', W') and (B, head_hidden_size, H', W').
         """
-        x = self.act(self.head(self.global_pool(x)))
+        x = self.global_pool(x)
+        if not torch.jit.is_scripting() and self.pooled and not in_graph():
+            x = pooled_conv2d(self.head, x)
+        else:
+            x = self.head(x)
+        x = self.act(x)
         if self.drop_rate > 0.0:
             x = F.dropout(x, p=self.drop_rate, training=self.training)
         if self.pooled:
@@ -200,8 +204,10 @@ class MobileNetV3(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Pictures (B, in_chans, H, W) to logits (B, num_classes); see `forward_head` for other heads."""
         if not torch.jit.is_scripting():
+            self._check_input(x)
             # Only where no map leaves the model: its strides would surprise a caller's .view().
-            x = prepare_input(x, self.in_chans, self.stride, self._batch_stats(), self.pooled)
+            if self.pooled and not in_graph():
+                x = lay_out(x)
         return self.forward_head(self._features(x))
 
     def forward_intermediates(
@@ -228,7 +234,7 @@ class MobileNetV3(nn.Module):
             raise ValueError("stop_early=True leaves no final map: pass intermediates_only=True with it")
         take, _ = feature_take_indices(len(self.feature_info), indices)
         wanted = [self.feature_info[i]["module"] for i in take]
-        x = prepare_input(x, self.in_chans, self.stride, self._batch_stats(), False)
+        self._check_input(x)
         modules = [("stem", self.stem), *((f"blocks.{i}", b) for i, b in enumerate(self.blocks)), ("last", self.last)]
         maps = {}
         for name, module in modules:
@@ -261,10 +267,12 @@ class MobileNetV3(nn.Module):
             self.reset_classifier(0, "")
         return take
 
-    def _batch_stats(self) -> bool:
-        """Whether the deepest batch norm, the first to see a 1x1 map, takes its statistics from the batch."""
-        norm = getattr(self.last, "norm", None)
-        return isinstance(norm, nn.BatchNorm2d) and norm.training
+    def _check_input(self, x: Tensor) -> None:
+        """Raise ValueError for what is no batch of pictures for this model; nothing is asked of a graph's variables."""
+        if is_eager(x):
+            norm = getattr(self.last, "norm", None)  # the deepest, the first to see a 1x1 map
+            batch_stats = isinstance(norm, nn.BatchNorm2d) and norm.training
+            check_input(x, in_chans=self.in_chans, stride=self.stride, batch_stats=batch_stats)
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
