@@ -5,12 +5,14 @@ are PyTorch's own modules, which counters, quantisers and torch.fx know by their
 than to call them, the layer around them takes it (see `depthwise.is_plain`), equal to rounding.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
+from timm.layers import DropPath, create_act_layer, get_act_layer, get_norm_layer
 from torch import Tensor, nn
 
 from .arch import Bneck, se_before_act
@@ -224,3 +226,63 @@ class Bottleneck(nn.Module):
         x = self.act(self.se(x))
         x = self.drop_path(self.project(x))  # (B, out, H/s, W/s)
         return x + shortcut if self.has_shortcut else x
+
+
+def set_norms(
+    model: nn.Module, norm_layer: Any = None, *, eps: float | None = None, momentum: float | None = None
+) -> None:
+    """Norms of another kind, eps or momentum, before any weights are loaded.
+
+    Args:
+        model: Changed in place.
+        norm_layer: timm's name of one ('groupnorm1'), or what makes one of a number of channels; None for batch norm.
+        eps: Above 0.
+        momentum: Above 0 and at most 1, of batch norm.
+
+    Raises:
+        ValueError: One of them cannot be had.
+    """
+    layers = [module for module in model.modules() if isinstance(module, ConvNormAct)]
+    if norm_layer is not None:
+        make = _timm_layer("norm_layer", norm_layer, get_norm_layer)
+        for layer in layers:
+            layer.norm = make(layer.conv.out_channels).to(layer.conv.weight)
+            if hasattr(layer.norm, "act"):
+                raise ValueError(f"norm_layer={norm_layer!r} has an activation of its own: expected a norm alone")
+    for name, value, most in (("eps", eps, math.inf), ("momentum", momentum, 1)):
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= most:
+            raise ValueError(f"bn_{name}={value!r}: expected a number above 0" + (" and at most 1" * (most == 1)))
+        for norm in (layer.norm for layer in layers):
+            if not hasattr(norm, name):
+                raise ValueError(f"bn_{name}={value!r}: {type(norm).__name__} has no {name}")
+            setattr(norm, name, value)
+
+
+def set_activation(model: nn.Module, act: str, act_layer: Any) -> None:
+    """Another activation in place of `act`, 'RE' or 'HS', but in squeeze-and-excite.
+
+    Args:
+        model: Changed in place.
+        act: Which.
+        act_layer: timm's name of one ('silu'), or its class.
+
+    Raises:
+        ValueError: There is no such activation.
+    """
+    _timm_layer("act_layer", act_layer, get_act_layer)
+    for parent in [module for module in model.modules() if not isinstance(module, SqueezeExcite)]:
+        for name, child in list(parent.named_children()):
+            if type(child) is ACTIVATION[act]:
+                setattr(parent, name, create_act_layer(act_layer, inplace=child.inplace))
+
+
+def _timm_layer(argument: str, given: Any, get: Callable) -> Callable:
+    try:
+        found = get(given)
+    except (KeyError, AssertionError):
+        found = None
+    if not callable(found):
+        raise ValueError(f"{argument}={given!r}: expected timm's name of a layer, or what makes one")
+    return found

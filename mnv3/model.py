@@ -1,6 +1,7 @@
 """MobileNetV3 from an `Arch` table, with timm's model contract."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,11 +15,10 @@ from torch import Tensor, nn
 from .arch import LARGE, SE_ORDERS, Arch, as_arch, scale, taps, without_hs, without_se
 from .depthwise import in_graph, is_eager
 from .errors import choices
-from .layers import ACTIVATION, Bottleneck, ConvNormAct, pooled_conv2d
+from .layers import ACTIVATION, Bottleneck, ConvNormAct, pooled_conv2d, set_activation, set_norms
 
 PAD_TYPES = ("", "same")
-# The head is a layer for the pooled width, so the poolings that double it ('catavgmax') cannot be offered.
-POOLS = ("avg", "max", "avgmax", "fast", "fastavg", "fastmax", "fastavgmax", "")
+POOLS = ("avg", "max", "avgmax", "catavgmax", "fast", "fastavg", "fastmax", "fastavgmax", "fastcatavgmax", "")
 
 
 def check_input(x: Tensor, *, in_chans: int, stride: int, batch_stats: bool) -> None:
@@ -88,10 +88,16 @@ class MobileNetV3(nn.Module):
         se_order: 'act-se' (the paper), 'se-act' or 'se-act-expanded' (see `mnv3.arch.se_before_act`).
         num_classes: Outputs of the classifier; 0 for none, then `forward` returns the head's features.
         in_chans: Channels of a picture.
-        global_pool: 'avg', 'max', 'avgmax', their 'fast' forms, or '' for maps (B, C, H, W) in place of vectors.
+        global_pool: 'avg', 'max', 'avgmax', 'catavgmax' (whose head is twice as wide, so that it needs weights of its
+            own), their 'fast' forms, or '' for maps (B, C, H, W) in place of vectors.
         drop_rate: Dropout before the classifier.
         drop_path_rate: Stochastic depth of the last block; blocks before it have linearly less.
         pad_type: '' for symmetric padding, 'same' for TensorFlow's (weights of the '_tf' variants need it).
+        bn_eps: Of the batch norms, 1e-5 by default. Of pretrained weights evaluation stays the same (`set_bn_eps`).
+        bn_momentum: Of the batch norms, 0.1 by default.
+        norm_layer: Another norm: timm's name of one, or what makes one of a number of channels.
+        act_layer: Another activation in place of h-swish (in tables without, of ReLU): timm's name, or its class.
+        head_bias: With False, the head's 1x1 convolution has no bias.
         device, dtype: Where and as what to create the parameters.
 
     Raises:
@@ -112,6 +118,11 @@ class MobileNetV3(nn.Module):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         pad_type: str = "",
+        bn_eps: float | None = None,
+        bn_momentum: float | None = None,
+        norm_layer: str | Callable[[int], nn.Module] | None = None,
+        act_layer: str | type[nn.Module] | None = None,
+        head_bias: bool = True,
         device=None,
         dtype=None,
     ) -> None:
@@ -140,16 +151,19 @@ class MobileNetV3(nn.Module):
             )
         )
         self.last = ConvNormAct(arch.rows[-1].out, arch.last, act=arch.act, **dd)
-        self.head = nn.Conv2d(arch.last, arch.head, 1, **dd)
+        doubled = "cat" in _one_of("global_pool", global_pool, POOLS)
+        self.head = nn.Conv2d(2 * arch.last if doubled else arch.last, arch.head, 1, bias=head_bias, **dd)
         self.act = ACTIVATION[arch.act]()
         self.classifier = nn.Linear(arch.head, num_classes, **dd) if num_classes else nn.Identity()
-        self._set_pool(global_pool)
-
         self.num_features = arch.last  # channels of forward_features
         self.head_hidden_size = arch.head  # channels of forward_head(pre_logits=True)
         self.feature_info = [
             {"num_chs": tap.channels, "reduction": tap.reduction, "module": tap.module} for tap in taps(arch)
         ]
+        self._set_pool(global_pool)
+        set_norms(self, norm_layer, eps=bn_eps, momentum=bn_momentum)
+        if act_layer is not None:
+            set_activation(self, arch.act, act_layer)
         self._init_weights()
 
     @torch.no_grad()
@@ -165,7 +179,13 @@ class MobileNetV3(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def _set_pool(self, global_pool: str) -> None:
-        self.global_pool = SelectAdaptivePool2d(pool_type=_one_of("global_pool", global_pool, POOLS))
+        pool = SelectAdaptivePool2d(pool_type=_one_of("global_pool", global_pool, POOLS))
+        if isinstance(self.head, nn.Conv2d) and self.head.in_channels != self.num_features * pool.feat_mult():
+            raise ValueError(
+                f"global_pool={global_pool!r} gives {self.num_features * pool.feat_mult()} channels, the head takes "
+                f"{self.head.in_channels}: choose it when the model is made"
+            )
+        self.global_pool = pool
         self.global_pool.train(self.training)
         self.pooled = bool(global_pool)
 
