@@ -5,6 +5,7 @@ are PyTorch's own modules, which counters, quantisers and torch.fx know by their
 than to call them, the layer around them takes it (see `depthwise.is_plain`), equal to rounding.
 """
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -110,6 +111,13 @@ def set_bn_eps(model: nn.Module, eps: float) -> nn.Module:
     for norm in norms:
         norm.eps = eps
     return model
+
+
+def for_files(model: nn.Module) -> nn.Module:
+    """The model, or an equal copy of it, with the eps that every weights folder is for: `BN_EPS`."""
+    if all(module.eps == BN_EPS for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
+        return model
+    return set_bn_eps(copy.deepcopy(model), BN_EPS)
 
 
 class ConvNormAct(nn.Module):
