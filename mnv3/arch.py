@@ -243,12 +243,12 @@ def cifar(arch: Arch) -> Arch:
 
 
 def dilate(arch: Arch) -> Arch:
-    """Total stride 16 in place of 32 for dense prediction: from the last halving row on, kernels dilated by 2.
+    """Half the total stride, for dense prediction: from the last halving row on, kernels dilated by 2 (again, by 4).
 
     Section 6.4 of the paper; the same network as torchvision's `dilated=True`.
     """
-    start = _halving_rows(arch)[-1]
-    tail = (replace(row, dilation=2) for row in arch.rows[start:])
+    start = [i for i, row in enumerate(arch.rows) if row.step == 2][-1]
+    tail = (replace(row, dilation=2 * row.dilation) for row in arch.rows[start:])
     return replace(arch, rows=(*arch.rows[:start], *tail))
 
 
@@ -276,11 +276,11 @@ class Tap(NamedTuple):
 
 
 def taps(arch: Arch) -> list[Tap]:
-    """The last module at every resolution, shallow to deep; the deepest is the last convolution, as in timm."""
+    """The last module before every halving, dilated or not, and the last convolution, shallow to deep, as in timm."""
     reduction, module, channels = arch.stem_stride, "stem", arch.stem
     found = []
     for i, row in enumerate(arch.rows):
-        if row.step > 1:
+        if row.stride > 1:
             found.append(Tap(module, channels, reduction))
             reduction *= row.step
         module, channels = f"blocks.{i}", row.out

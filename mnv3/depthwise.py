@@ -9,9 +9,9 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 X86 = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 CHUNK = 2**20  # elements of x to work on at a time: bounds the memory of the copies
@@ -21,6 +21,23 @@ PRODUCT_PIXELS = 32  # largest map for grad_by_product, whose work and memory gr
 def in_graph() -> bool:
     """True while a graph is being recorded (trace, export, compile) that should show the plain operators."""
     return torch.jit.is_tracing() or torch.compiler.is_compiling()
+
+
+def is_eager(x: Any) -> bool:
+    """Whether `x` is computed now, and not recorded into a graph, torch.fx's included."""
+    return isinstance(x, Tensor) and not in_graph()
+
+
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether calling `module` comes to `kind.forward` alone, so that an equal operator may take its place.
+
+    It does not where a hook looks on (a profiler's, a pruning's, Grad-CAM's), where `forward` was replaced, or where
+    the module is another one by now (quantised, parametrised, frozen).
+    """
+    if type(module) is not kind or "forward" in module.__dict__:
+        return False
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return not (hooks or _has_any_global_hook())
 
 
 def stock_grads(grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int], mask: list[bool]):
@@ -137,13 +154,12 @@ class DepthwiseFunction(torch.autograd.Function):
         return grad_x, grad_weight, None
 
 
-@torch.fx.wrap
 def depthwise_conv2d(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     """Convolve x (B, C, H, W) with weight (C, 1, k, k), k odd, padding k // 2.
 
-    Graphs being recorded (trace, export, compile) show F.conv2d; GPUs and types but float32 and bfloat16 get it too.
+    Only float32 and bfloat16 on an x86 processor take the faster ways; all else is F.conv2d.
     """
-    if in_graph() or not (torch.is_grad_enabled() and weight.requires_grad and X86 and x.device.type == "cpu"):
+    if not (torch.is_grad_enabled() and weight.requires_grad and X86 and x.device.type == "cpu"):
         return DepthwiseFunction.forward(x, weight, stride)
     if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:
         x, weight = (tensor.to(torch.get_autocast_dtype("cpu")) for tensor in (x, weight))
@@ -151,17 +167,16 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     return (DepthwiseFunction.apply if ours else DepthwiseFunction.forward)(x, weight, stride)
 
 
-class DepthwiseConv2d(nn.Conv2d):
-    """nn.Conv2d with `depthwise_conv2d` for square depthwise kernels, stride 1 or 2, padding k // 2, no dilation."""
+def convolve(conv: nn.Module, x: Tensor) -> Tensor:
+    """`conv(x)`, by `depthwise_conv2d` where gradients are wanted and it covers `conv`."""
+    if torch.is_grad_enabled() and is_plain(conv, nn.Conv2d) and _covers(conv):
+        return depthwise_conv2d(x, conv.weight, conv.stride[0])
+    return conv(x)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.jit.is_scripting() or not self._covered():
-            return self._conv_forward(x, self.weight, self.bias)
-        return depthwise_conv2d(x, self.weight, self.stride[0])
 
-    @torch.jit.unused
-    def _covered(self) -> bool:
-        side, step = self.kernel_size[0], self.stride[0]
-        depthwise = self.groups == self.in_channels == self.out_channels and self.bias is None and side % 2 == 1
-        given = (self.kernel_size, self.stride, self.padding, self.dilation, self.padding_mode)
-        return depthwise and given == ((side,) * 2, (step,) * 2, (side // 2,) * 2, (1, 1), "zeros")
+def _covers(conv: nn.Conv2d) -> bool:
+    """Square depthwise kernels, stride 1 or 2, padding k // 2, no dilation, no bias."""
+    side, step = conv.kernel_size[0], conv.stride[0]
+    depthwise = conv.groups == conv.in_channels == conv.out_channels and conv.bias is None and side % 2 == 1
+    given = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.padding_mode)
+    return depthwise and given == ((side,) * 2, (step,) * 2, (side // 2,) * 2, (1, 1), "zeros")

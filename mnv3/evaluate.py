@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .data import DataError, EvalPictures, Pictures, files_loader
-from .factory import class_names, transforms
+from .factory import check_pooled, class_names, transforms
 from .files import write_atomically
 from .layers import evaluating
 
@@ -57,7 +57,7 @@ def evaluate(
 
     Raises:
         DataError: The pictures do not have the model's number of classes or channels, or one cannot be read.
-        ValueError: An unknown `tta`.
+        ValueError: An unknown `tta`, or a model without pooling.
     """
     if tta not in TTA:
         raise ValueError(f"tta={tta!r}: expected one of {', '.join(TTA)}")
@@ -103,6 +103,7 @@ def probabilities(
 
 def _in_order_of(model: nn.Module, pictures: Pictures) -> tuple[list[str], Tensor]:
     """Class names and labels (N,) in the model's order, which need not be that of the folders."""
+    check_pooled(model)
     known, given = class_names(model), pictures.classes
     if (channels := getattr(model, "in_chans", 3)) != 3:
         raise DataError(f"the model takes pictures of in_chans={channels}: these are RGB")

@@ -111,6 +111,13 @@ def class_names(model: nn.Module) -> list[str] | None:
     return names if names and len(names) == model.num_classes else None
 
 
+def check_pooled(model: nn.Module) -> None:
+    """Raise ValueError for a model with global_pool='', which gives maps of logits (B, classes, H, W)."""
+    pool = getattr(model, "global_pool", None)
+    if getattr(pool, "pool_type", pool) == "":
+        raise ValueError("the model has global_pool='' and gives a map for each class: load it with global_pool='avg'")
+
+
 @cache
 def _known_names(num_classes: int) -> list[str] | None:
     if num_classes == 1000:

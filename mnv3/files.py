@@ -26,6 +26,7 @@ from .arch import as_arch
 from .catalog import WEIGHTS_FILE
 from .convert import layout_of, num_classes_of, unwrap
 from .errors import WeightsError
+from .layers import for_files
 
 CONFIG_FILE = "config.json"
 GOLDEN_FILE = "golden.safetensors"
@@ -272,6 +273,7 @@ def weights_files(model: nn.Module, **config: Any) -> dict[str, bytes]:
     from safetensors.torch import save as as_bytes
     from timm.models._hub import save_config_for_hf
 
+    model = for_files(model)
     args = _build_args(model)
     if model.num_classes == model.pretrained_cfg.get("num_classes"):
         config.setdefault("label_names", model.pretrained_cfg.get("label_names"))
@@ -314,6 +316,9 @@ def _build_args(model: nn.Module) -> dict[str, Any]:
     args = {key: value for key, value in model._model_args.items() if not key.startswith("drop_")}
     if "arch" in args:
         args["arch"] = as_arch(args["arch"]).to_dict()
+    for key in {"norm_layer", "act_layer"} & args.keys():
+        if not isinstance(args[key], str):
+            raise ValueError(f"{key}={args[key]!r} cannot be written into config.json: make the model with timm's name")
     args |= {"num_classes": model.num_classes, "in_chans": model.in_chans, "global_pool": model.global_pool.pool_type}
     again = model_entrypoint(model.pretrained_cfg["architecture"])(**args, device="meta")
     expected, found = ({k: tuple(v.shape) for k, v in m.state_dict().items()} for m in (again, model))

@@ -14,7 +14,7 @@ from torch import nn
 
 from .catalog import checkpoints, find, split_name
 from .errors import choices
-from .factory import create_model, load_checkpoint
+from .factory import check_pooled, create_model, load_checkpoint
 from .files import read_family
 from .layers import BN_EPS, set_bn_eps
 from .recipe import Recipe
@@ -72,6 +72,7 @@ def model(recipe: Recipe, classes: list[str]) -> nn.Module:
         found = _checkpoint(recipe, options)
     else:
         found = create_model(recipe.model, pretrained=recipe.pretrained, **options)
+    check_pooled(found)
     for module in found.modules():
         if isinstance(module, NORMS):
             module.momentum = recipe.bn_momentum

@@ -1,19 +1,23 @@
 """The three layers of MobileNetV3: convolution with norm and activation, squeeze-and-excite, and the bottleneck.
 
-Shapes are (B, C, H, W) throughout. Every layer can be scripted, traced, exported and compiled; where eager mode
-computes something in a faster way than the exported graph should show, the two are equal to rounding.
+Shapes are (B, C, H, W) throughout. Every layer can be scripted, traced, exported and compiled. Convolutions and norms
+are PyTorch's own modules, which counters, quantisers and torch.fx know by their type; where eager mode has a faster way
+than to call them, the layer around them takes it (see `depthwise.is_plain`), equal to rounding.
 """
 
-from collections.abc import Iterator
+import copy
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
+from timm.layers import DropPath, create_act_layer, get_act_layer, get_norm_layer
 from torch import Tensor, nn
 
 from .arch import Bneck, se_before_act
-from .depthwise import DepthwiseConv2d, in_graph
+from .depthwise import convolve, in_graph, is_eager, is_plain
 
 BN_EPS = 1e-5  # for all weights: convert.py folds another source's eps into the running variance
 
@@ -39,29 +43,32 @@ class Conv2dSame(nn.Conv2d):
         return F.pad(x, [half - 1 + odd_width, half, half - 1 + odd_height, half])
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(self.pad(x), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+        return F.conv2d(self.pad(x), self.weight, self.bias, self.stride, (0, 0), self.dilation, self.groups)
 
 
-class BatchNorm(nn.BatchNorm2d):
-    """nn.BatchNorm2d that goes straight to the operator in evaluation: its bookkeeping takes 3 us, 46 times a pass."""
+def batch_norm(norm: nn.Module, x: Tensor) -> Tensor:
+    """`norm(x)`, in evaluation straight by the operator: the module's bookkeeping takes 3 us, 46 times a pass."""
+    if norm.training or not is_plain(norm, nn.BatchNorm2d) or norm.running_mean is None:
+        return norm(x)
+    use_cudnn = True
+    return torch.batch_norm(
+        x,
+        norm.weight,
+        norm.bias,
+        norm.running_mean,
+        norm.running_var,
+        False,
+        0.0,
+        norm.eps,
+        use_cudnn,
+    )
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not torch.jit.is_scripting():
-            if self.training or self.running_mean is None:
-                return super().forward(x)
-        elif self.training:
-            self.num_batches_tracked.add_(1)
-        return torch.batch_norm(
-            x,
-            self.weight,
-            self.bias,
-            self.running_mean,
-            self.running_var,
-            self.training,
-            self.momentum,
-            self.eps,
-            True,  # may use cuDNN
-        )
+
+def pooled_conv2d(conv: nn.Module, x: Tensor) -> Tensor:
+    """`conv(x)` of a 1x1 convolution for a pooled (B, C, 1, 1) map as a matrix product, which costs less to start."""
+    if not is_plain(conv, nn.Conv2d):
+        return conv(x)
+    return F.linear(x.flatten(1), conv.weight.flatten(1), conv.bias)[..., None, None]
 
 
 @contextmanager
@@ -106,6 +113,13 @@ def set_bn_eps(model: nn.Module, eps: float) -> nn.Module:
     return model
 
 
+def for_files(model: nn.Module) -> nn.Module:
+    """The model, or an equal copy of it, with the eps that every weights folder is for: `BN_EPS`."""
+    if all(module.eps == BN_EPS for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
+        return model
+    return set_bn_eps(copy.deepcopy(model), BN_EPS)
+
+
 class ConvNormAct(nn.Module):
     """Convolution without bias, batch norm, activation ('RE', 'HS', or None for a linear layer)."""
 
@@ -126,7 +140,8 @@ class ConvNormAct(nn.Module):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
         same = pad_type == "same" and stride > 1  # at stride 1 'SAME' is the symmetric padding
-        self.conv = (Conv2dSame if same else DepthwiseConv2d if groups > 1 else nn.Conv2d)(
+        self.depthwise = groups > 1
+        self.conv = (Conv2dSame if same else nn.Conv2d)(
             in_chans,
             out_chans,
             kernel,
@@ -137,27 +152,14 @@ class ConvNormAct(nn.Module):
             bias=False,
             **dd,
         )
-        self.norm = BatchNorm(out_chans, eps=BN_EPS, **dd)
+        self.norm = nn.BatchNorm2d(out_chans, eps=BN_EPS, **dd)
         self.act = ACTIVATION[act](inplace=True) if act else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting() and is_eager(x):
+            x = convolve(self.conv, x) if self.depthwise else self.conv(x)
+            return self.act(batch_norm(self.norm, x))
         return self.act(self.norm(self.conv(x)))
-
-
-class PooledConv(nn.Conv2d):
-    """A 1x1 convolution for a pooled (B, C, 1, 1) map; in eager mode a matrix product, which costs less to start.
-
-    With `pooled` off it takes maps of any size, as a plain 1x1 convolution does.
-    """
-
-    def __init__(self, in_chans: int, out_chans: int, *, device=None, dtype=None) -> None:
-        super().__init__(in_chans, out_chans, 1, device=device, dtype=dtype)
-        self.pooled = True
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not torch.jit.is_scripting() and self.pooled and not in_graph():
-            return F.linear(x.flatten(1), self.weight.flatten(1), self.bias)[..., None, None]
-        return F.conv2d(x, self.weight, self.bias)
 
 
 class SqueezeExcite(nn.Module):
@@ -166,19 +168,22 @@ class SqueezeExcite(nn.Module):
     def __init__(self, channels: int, squeeze: int, *, device=None, dtype=None) -> None:
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        self.squeeze = PooledConv(channels, squeeze, **dd)
+        self.squeeze = nn.Conv2d(channels, squeeze, 1, **dd)
         self.act = nn.ReLU()
-        self.excite = PooledConv(squeeze, channels, **dd)
+        self.excite = nn.Conv2d(squeeze, channels, 1, **dd)
         self.gate = nn.Hardsigmoid()
 
     def forward(self, x: Tensor) -> Tensor:
         gate = self.mean(x)  # (B, C, 1, 1)
-        gate = self.gate(self.excite(self.act(self.squeeze(gate))))
-        return x * gate
+        if not torch.jit.is_scripting() and not in_graph():  # torch.fx has it too: equal to the last bit, as timm asks
+            gate = pooled_conv2d(self.excite, self.act(pooled_conv2d(self.squeeze, gate)))
+        else:
+            gate = self.excite(self.act(self.squeeze(gate)))
+        return x * self.gate(gate)
 
     def mean(self, x: Tensor) -> Tensor:
         """Spatial mean; in training as a sum, whose gradient is no map to write. Float16 has no room for a sum."""
-        if self.training and not torch.jit.is_scripting() and not in_graph() and x.dtype != torch.float16:
+        if self.training and not torch.jit.is_scripting() and is_eager(x) and x.dtype != torch.float16:
             return x.sum((2, 3), keepdim=True) * (1 / (x.shape[2] * x.shape[3]))
         return x.mean((2, 3), keepdim=True)
 
@@ -229,3 +234,63 @@ class Bottleneck(nn.Module):
         x = self.act(self.se(x))
         x = self.drop_path(self.project(x))  # (B, out, H/s, W/s)
         return x + shortcut if self.has_shortcut else x
+
+
+def set_norms(
+    model: nn.Module, norm_layer: Any = None, *, eps: float | None = None, momentum: float | None = None
+) -> None:
+    """Norms of another kind, eps or momentum, before any weights are loaded.
+
+    Args:
+        model: Changed in place.
+        norm_layer: timm's name of one ('groupnorm1'), or what makes one of a number of channels; None for batch norm.
+        eps: Above 0.
+        momentum: Above 0 and at most 1, of batch norm.
+
+    Raises:
+        ValueError: One of them cannot be had.
+    """
+    layers = [module for module in model.modules() if isinstance(module, ConvNormAct)]
+    if norm_layer is not None:
+        make = _timm_layer("norm_layer", norm_layer, get_norm_layer)
+        for layer in layers:
+            layer.norm = make(layer.conv.out_channels).to(layer.conv.weight)
+            if hasattr(layer.norm, "act"):
+                raise ValueError(f"norm_layer={norm_layer!r} has an activation of its own: expected a norm alone")
+    for name, value, most in (("eps", eps, math.inf), ("momentum", momentum, 1)):
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= most:
+            raise ValueError(f"bn_{name}={value!r}: expected a number above 0" + (" and at most 1" * (most == 1)))
+        for norm in (layer.norm for layer in layers):
+            if not hasattr(norm, name):
+                raise ValueError(f"bn_{name}={value!r}: {type(norm).__name__} has no {name}")
+            setattr(norm, name, value)
+
+
+def set_activation(model: nn.Module, act: str, act_layer: Any) -> None:
+    """Another activation in place of `act`, 'RE' or 'HS', but in squeeze-and-excite.
+
+    Args:
+        model: Changed in place.
+        act: Which.
+        act_layer: timm's name of one ('silu'), or its class.
+
+    Raises:
+        ValueError: There is no such activation.
+    """
+    _timm_layer("act_layer", act_layer, get_act_layer)
+    for parent in [module for module in model.modules() if not isinstance(module, SqueezeExcite)]:
+        for name, child in list(parent.named_children()):
+            if type(child) is ACTIVATION[act]:
+                setattr(parent, name, create_act_layer(act_layer, inplace=child.inplace))
+
+
+def _timm_layer(argument: str, given: Any, get: Callable) -> Callable:
+    try:
+        found = get(given)
+    except (KeyError, AssertionError):
+        found = None
+    if not callable(found):
+        raise ValueError(f"{argument}={given!r}: expected timm's name of a layer, or what makes one")
+    return found

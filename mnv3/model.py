@@ -1,6 +1,7 @@
 """MobileNetV3 from an `Arch` table, with timm's model contract."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,31 +13,26 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from .arch import LARGE, SE_ORDERS, Arch, as_arch, scale, taps, without_hs, without_se
-from .depthwise import in_graph
+from .depthwise import in_graph, is_eager
 from .errors import choices
-from .layers import ACTIVATION, Bottleneck, ConvNormAct, PooledConv
+from .layers import ACTIVATION, Bottleneck, ConvNormAct, pooled_conv2d, set_activation, set_norms
 
 PAD_TYPES = ("", "same")
-# The head is a layer for the pooled width, so the poolings that double it ('catavgmax') cannot be offered.
-POOLS = ("avg", "max", "avgmax", "fast", "fastavg", "fastmax", "fastavgmax", "")
+POOLS = ("avg", "max", "avgmax", "catavgmax", "fast", "fastavg", "fastmax", "fastavgmax", "fastcatavgmax", "")
 
 
-@torch.fx.wrap
-def prepare_input(x: Tensor, in_chans: int, stride: int, batch_stats: bool, layout: bool) -> Tensor:
-    """Check a batch and lay it out as the processor likes it; inside graphs, return it as it is.
+def check_input(x: Tensor, *, in_chans: int, stride: int, batch_stats: bool) -> None:
+    """Check what was given to a model.
 
     Args:
-        x: What was given to the model.
+        x: That.
         in_chans: Channels that the model expects.
         stride: Total stride of the model.
         batch_stats: Whether batch norm takes its statistics from this batch.
-        layout: Whether to go over to channels_last, which oneDNN computes faster on a CPU (benchmarks/latency.py).
 
     Raises:
         ValueError: `x` is not a batch of pictures that the model can take.
     """
-    if in_graph():
-        return x
     shape = tuple(x.shape)
     if len(shape) != 4 or shape[1] != in_chans or 0 in shape[2:]:
         wanted = f"expected a batch of shape (B, {in_chans}, H, W) with H, W of at least 1 pixel, got {shape}"
@@ -55,7 +51,12 @@ def prepare_input(x: Tensor, in_chans: int, stride: int, batch_stats: bool, layo
             f"batch norm cannot train on one value per channel: batch 1 of {shape[2]}x{shape[3]} pixels leaves a 1x1 "
             f"map at total stride {stride}; use a batch of 2 or more, more than {stride} pixels, or model.eval()"
         )
-    return x.contiguous(memory_format=torch.channels_last) if layout and x.device.type == "cpu" else x
+
+
+@torch.fx.wrap
+def lay_out(x: Tensor) -> Tensor:
+    """Go over to channels_last, which oneDNN computes faster on a CPU (benchmarks/latency.py)."""
+    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
 
 
 def _whole(name: str, value: Any, least: int) -> int:
@@ -87,10 +88,16 @@ class MobileNetV3(nn.Module):
         se_order: 'act-se' (the paper), 'se-act' or 'se-act-expanded' (see `mnv3.arch.se_before_act`).
         num_classes: Outputs of the classifier; 0 for none, then `forward` returns the head's features.
         in_chans: Channels of a picture.
-        global_pool: 'avg', 'max', 'avgmax', their 'fast' forms, or '' for maps (B, C, H, W) in place of vectors.
+        global_pool: 'avg', 'max', 'avgmax', 'catavgmax' (whose head is twice as wide, so that it needs weights of its
+            own), their 'fast' forms, or '' for maps (B, C, H, W) in place of vectors.
         drop_rate: Dropout before the classifier.
         drop_path_rate: Stochastic depth of the last block; blocks before it have linearly less.
         pad_type: '' for symmetric padding, 'same' for TensorFlow's (weights of the '_tf' variants need it).
+        bn_eps: Of the batch norms, 1e-5 by default. Of pretrained weights evaluation stays the same (`set_bn_eps`).
+        bn_momentum: Of the batch norms, 0.1 by default.
+        norm_layer: Another norm: timm's name of one, or what makes one of a number of channels.
+        act_layer: Another activation in place of h-swish (in tables without, of ReLU): timm's name, or its class.
+        head_bias: With False, the head's 1x1 convolution has no bias.
         device, dtype: Where and as what to create the parameters.
 
     Raises:
@@ -111,6 +118,11 @@ class MobileNetV3(nn.Module):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         pad_type: str = "",
+        bn_eps: float | None = None,
+        bn_momentum: float | None = None,
+        norm_layer: str | Callable[[int], nn.Module] | None = None,
+        act_layer: str | type[nn.Module] | None = None,
+        head_bias: bool = True,
         device=None,
         dtype=None,
     ) -> None:
@@ -139,16 +151,19 @@ class MobileNetV3(nn.Module):
             )
         )
         self.last = ConvNormAct(arch.rows[-1].out, arch.last, act=arch.act, **dd)
-        self.head = PooledConv(arch.last, arch.head, **dd)
+        doubled = "cat" in _one_of("global_pool", global_pool, POOLS)
+        self.head = nn.Conv2d(2 * arch.last if doubled else arch.last, arch.head, 1, bias=head_bias, **dd)
         self.act = ACTIVATION[arch.act]()
         self.classifier = nn.Linear(arch.head, num_classes, **dd) if num_classes else nn.Identity()
-        self._set_pool(global_pool)
-
         self.num_features = arch.last  # channels of forward_features
         self.head_hidden_size = arch.head  # channels of forward_head(pre_logits=True)
         self.feature_info = [
             {"num_chs": tap.channels, "reduction": tap.reduction, "module": tap.module} for tap in taps(arch)
         ]
+        self._set_pool(global_pool)
+        set_norms(self, norm_layer, eps=bn_eps, momentum=bn_momentum)
+        if act_layer is not None:
+            set_activation(self, arch.act, act_layer)
         self._init_weights()
 
     @torch.no_grad()
@@ -164,16 +179,20 @@ class MobileNetV3(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def _set_pool(self, global_pool: str) -> None:
-        self.global_pool = SelectAdaptivePool2d(pool_type=_one_of("global_pool", global_pool, POOLS))
+        pool = SelectAdaptivePool2d(pool_type=_one_of("global_pool", global_pool, POOLS))
+        if isinstance(self.head, nn.Conv2d) and self.head.in_channels != self.num_features * pool.feat_mult():
+            raise ValueError(
+                f"global_pool={global_pool!r} gives {self.num_features * pool.feat_mult()} channels, the head takes "
+                f"{self.head.in_channels}: choose it when the model is made"
+            )
+        self.global_pool = pool
         self.global_pool.train(self.training)
         self.pooled = bool(global_pool)
-        if isinstance(self.head, PooledConv):
-            self.head.pooled = self.pooled
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Pictures (B, in_chans, H, W) to maps (B, num_features, ceil(H / stride), ceil(W / stride))."""
         if not torch.jit.is_scripting():
-            x = prepare_input(x, self.in_chans, self.stride, self._batch_stats(), False)
+            self._check_input(x)
         return self._features(x)
 
     def _features(self, x: Tensor) -> Tensor:
@@ -189,7 +208,12 @@ class MobileNetV3(nn.Module):
 
         With global_pool='' the results are maps: (B, num_classes, H', W') and (B, head_hidden_size, H', W').
         """
-        x = self.act(self.head(self.global_pool(x)))
+        x = self.global_pool(x)
+        if not torch.jit.is_scripting() and self.pooled and not in_graph():
+            x = pooled_conv2d(self.head, x)
+        else:
+            x = self.head(x)
+        x = self.act(x)
         if self.drop_rate > 0.0:
             x = F.dropout(x, p=self.drop_rate, training=self.training)
         if self.pooled:
@@ -200,8 +224,10 @@ class MobileNetV3(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Pictures (B, in_chans, H, W) to logits (B, num_classes); see `forward_head` for other heads."""
         if not torch.jit.is_scripting():
+            self._check_input(x)
             # Only where no map leaves the model: its strides would surprise a caller's .view().
-            x = prepare_input(x, self.in_chans, self.stride, self._batch_stats(), self.pooled)
+            if self.pooled and not in_graph():
+                x = lay_out(x)
         return self.forward_head(self._features(x))
 
     def forward_intermediates(
@@ -228,7 +254,7 @@ class MobileNetV3(nn.Module):
             raise ValueError("stop_early=True leaves no final map: pass intermediates_only=True with it")
         take, _ = feature_take_indices(len(self.feature_info), indices)
         wanted = [self.feature_info[i]["module"] for i in take]
-        x = prepare_input(x, self.in_chans, self.stride, self._batch_stats(), False)
+        self._check_input(x)
         modules = [("stem", self.stem), *((f"blocks.{i}", b) for i, b in enumerate(self.blocks)), ("last", self.last)]
         maps = {}
         for name, module in modules:
@@ -261,10 +287,12 @@ class MobileNetV3(nn.Module):
             self.reset_classifier(0, "")
         return take
 
-    def _batch_stats(self) -> bool:
-        """Whether the deepest batch norm, the first to see a 1x1 map, takes its statistics from the batch."""
-        norm = getattr(self.last, "norm", None)
-        return isinstance(norm, nn.BatchNorm2d) and norm.training
+    def _check_input(self, x: Tensor) -> None:
+        """Raise ValueError for what is no batch of pictures for this model; nothing is asked of a graph's variables."""
+        if is_eager(x):
+            norm = getattr(self.last, "norm", None)  # the deepest, the first to see a 1x1 map
+            batch_stats = isinstance(norm, nn.BatchNorm2d) and norm.training
+            check_input(x, in_chans=self.in_chans, stride=self.stride, batch_stats=batch_stats)
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import images
-from .factory import class_names, transforms
+from .factory import check_pooled, class_names, transforms
 from .layers import evaluating
 
 
@@ -39,13 +39,14 @@ def predict(
         batch_size: Pictures per forward pass.
 
     Raises:
-        ValueError: `topk` or `batch_size` is below 1, or the model has no classifier or does not take RGB.
+        ValueError: `topk` or `batch_size` is below 1, or the model has no classifier, no pooling, or does not take RGB.
     """
     for name, value in (("topk", topk), ("batch_size", batch_size)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}={value!r}: expected a whole number of at least 1")
     if not model.num_classes:
         raise ValueError("the model has no classifier (num_classes=0): nothing to predict")
+    check_pooled(model)
     if model.in_chans != 3:
         raise ValueError(f"the model takes pictures of in_chans={model.in_chans}: files are read as RGB")
     return _predict(model, files, min(topk, model.num_classes), batch_size)

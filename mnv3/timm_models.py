@@ -18,13 +18,14 @@ from timm.models import (
     register_model,
 )
 from timm.models._builder import PretrainedCfg, pretrained_cfg_for_features, resolve_pretrained_cfg
-from torch import nn
+from torch import Tensor, nn
 
 from . import files, hub
-from .arch import VARIANTS
+from .arch import VARIANTS, Arch, as_arch, dilate
 from .catalog import CATALOG, Checkpoint, checkpoints, find
-from .convert import convert_state_dict
+from .convert import LAYOUTS, convert_state_dict
 from .errors import WeightsError
+from .layers import BN_EPS, set_bn_eps
 from .model import MobileNetV3
 
 __all__: list[str] = []  # register_model adds the names
@@ -62,6 +63,9 @@ default_cfgs = generate_default_cfgs(
 )
 
 
+OUTPUT_STRIDES = (8, 16, 32)  # timm's
+NEW_CLASSIFIER = -1  # of a pretrained_cfg's num_classes: timm's way to leave the weights' classifier out
+
 # What timm takes for itself; all else goes to the model, which refuses what it does not know.
 _TIMM_ARGS = frozenset(inspect.signature(build_model_with_cfg).parameters) | {"out_indices", "feature_cls", "pruned"}
 
@@ -88,27 +92,72 @@ def _create(
         raise
     defaults = {"arch": variant.table, "width": variant.width, "pad_type": variant.pad_type}
     kwargs = defaults | kwargs
+    if (output_stride := kwargs.pop("output_stride", None)) is not None:
+        kwargs["arch"] = _with_output_stride(as_arch(kwargs["arch"]), output_stride)
+    new_classifier = cfg.num_classes == NEW_CLASSIFIER
+    if new_classifier:
+        cfg = dataclasses.replace(cfg, num_classes=kwargs.setdefault("num_classes", variant.num_classes))
     model_args = {key: value for key, value in kwargs.items() if key not in _TIMM_ARGS}
     probe = MobileNetV3(**(model_args | {"device": "meta"}))  # bad values are refused before anything is fetched
     load_cfg = cfg
     if pretrained:
         kwargs.setdefault("in_chans", cfg.input_size[0])
         load_cfg = _with_weights(cfg, cache_dir, any_classes=features_only or "num_classes" in kwargs)
+        load_cfg = dataclasses.replace(load_cfg, num_classes=NEW_CLASSIFIER) if new_classifier else load_cfg
+        bn_eps = kwargs.pop("bn_eps", None)  # the weights are for BN_EPS
+    feature_cfg = {"out_indices": tuple(range(len(probe.feature_info))), "flatten_sequential": True}
     model = build_model_with_cfg(
         MobileNetV3,
         name,
         pretrained,
         pretrained_cfg=load_cfg,
         pretrained_filter_fn=partial(convert_state_dict, drop_background=bool(cfg.label_offset)),
-        feature_cfg={"out_indices": tuple(range(len(probe.feature_info))), "flatten_sequential": True},
+        feature_cfg=feature_cfg | (kwargs.pop("feature_cfg", None) or {}),
         features_only=features_only,
         **kwargs,
     )
+    if pretrained and bn_eps is not None:
+        set_bn_eps(model, bn_eps)
+    if not features_only:
+        model.register_load_state_dict_pre_hook(_take_any_layout)
     found = dataclasses.replace(cfg, state_dict=None).to_dict()  # what weights there were are in the model now
     model.pretrained_cfg = model.default_cfg = pretrained_cfg_for_features(found) if features_only else found
     # what config.json has to say to build the model again
     model._model_args = {k: v for k, v in model_args.items() if k not in ("device", "dtype") and v != defaults.get(k)}
     return model
+
+
+def _with_output_stride(arch: Arch, output_stride: int) -> Arch:
+    """At most this total stride, by dilation; 32, timm's default, leaves every table as it is."""
+    if isinstance(output_stride, bool) or output_stride not in OUTPUT_STRIDES:
+        raise ValueError(f"output_stride={output_stride!r}: expected one of {', '.join(map(str, OUTPUT_STRIDES))}")
+    if arch.stride < output_stride < 32:
+        raise ValueError(f"output_stride={output_stride}: the total stride of this table is {arch.stride} already")
+    while arch.stride > output_stride:
+        arch = dilate(arch)
+    return arch
+
+
+def _take_any_layout(model: MobileNetV3, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Turn a state dict of timm's or torchvision's into ours in place, before `load_state_dict` reads it.
+
+    timm's `checkpoint_path`, validate.py and `--initial-checkpoint` come this way. What is in our keys, or in nobody's,
+    is left to PyTorch.
+    """
+    given = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+    if not any(all(key in given for key in layout.keys) for layout in LAYOUTS if layout.name != "mnv3"):
+        return
+    for key, value in convert_state_dict(given, model).items():
+        state_dict[prefix + key] = _for_eps(value, model.stem.norm.eps) if key.endswith("running_var") else value
+    for key in given.keys() - model.state_dict().keys():
+        del state_dict[prefix + key]
+
+
+def _for_eps(variance: Tensor, eps: float) -> Tensor:
+    """A running variance beside `BN_EPS` as it has to be beside `eps` for the same outputs."""
+    if (variance + BN_EPS).min() < 0.999 * eps:  # not for rounding alone
+        raise ValueError(f"bn_eps={eps!r}: the weights have a channel of less variance: load them without, then train")
+    return (variance + (BN_EPS - eps)).clamp(min=0)
 
 
 def _with_weights(cfg: PretrainedCfg, cache_dir: Any, *, any_classes: bool) -> PretrainedCfg:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mnv3 import depthwise, layers
-from mnv3.depthwise import DepthwiseConv2d, DepthwiseFunction
+from mnv3.depthwise import DepthwiseFunction
 
 KERNELS, STRIDES = pytest.mark.parametrize("kernel", [3, 5, 7]), pytest.mark.parametrize("stride", [1, 2])
 MAPS = [(1, 1), (2, 2), (3, 5), (4, 4), (8, 8), (9, 7), (16, 16)]
@@ -34,17 +34,28 @@ def calls(monkeypatch):
     return made
 
 
+class Ours(nn.Module):
+    """A convolution as `ConvNormAct` calls it."""
+
+    def __init__(self, conv):
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x):
+        if not torch.jit.is_scripting() and depthwise.is_eager(x):
+            return depthwise.convolve(self.conv, x)
+        return self.conv(x)
+
+
 def pair(**kwargs):
-    """A DepthwiseConv2d and its equal of PyTorch."""
+    """A depthwise convolution as ours and as PyTorch computes it."""
     defaults = {"in_channels": 4, "out_channels": 4, "kernel_size": 5, "padding": 2, "groups": 4, "bias": False}
-    ours = DepthwiseConv2d(**{**defaults, **kwargs})
-    return ours, swapped(copy.deepcopy(ours))
+    stock = nn.Conv2d(**{**defaults, **kwargs})
+    return Ours(copy.deepcopy(stock)), stock
 
 
-def swapped(model):
-    for module in filter(lambda module: isinstance(module, DepthwiseConv2d), model.modules()):
-        module.__class__ = nn.Conv2d
-    return model
+def weight(module):
+    return next(module.parameters())
 
 
 def step(model, x):
@@ -102,7 +113,10 @@ def test_layer_in_float32(calls, kernel, stride, layout):
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_training_step_of_a_model(calls, checkpointing):
     model = randomize(timm.create_model("mnv3_small_cifar", drop_rate=0.0)).train()
-    stock = swapped(copy.deepcopy(model))
+    stock = copy.deepcopy(model)
+    for layer in stock.modules():
+        if isinstance(layer, layers.ConvNormAct):
+            layer.depthwise = False
     model.set_grad_checkpointing(checkpointing)
     assert_steps_near(model, stock, torch.randn(8, 3, 32, 32), 1e-5)
     assert len(calls) == len(model.blocks)
@@ -139,10 +153,10 @@ def test_other_backward_passes(stride, size):
     grads = torch.randn(3, *F.conv2d(x, x[:4, :1, :1, :1].contiguous(), stride=stride, groups=4).shape)
     for conv in pair(stride=stride):
         with torch.autocast("cpu", torch.bfloat16):  # has no part in what was computed without it
-            result = torch.autograd.grad(torch.autocast("cpu", enabled=False)(conv)(x), conv.weight, grads[0])
-        result += torch.autograd.grad(conv(x), conv.weight, grads, is_grads_batched=True)
-        (grad,) = torch.autograd.grad(conv(x).pow(3).sum(), conv.weight, create_graph=True)
-        results.append((*result, grad, *torch.autograd.grad(grad.square().sum(), conv.weight)))
+            result = torch.autograd.grad(torch.autocast("cpu", enabled=False)(conv)(x), weight(conv), grads[0])
+        result += torch.autograd.grad(conv(x), weight(conv), grads, is_grads_batched=True)
+        (grad,) = torch.autograd.grad(conv(x).pow(3).sum(), weight(conv), create_graph=True)
+        results.append((*result, grad, *torch.autograd.grad(grad.square().sum(), weight(conv))))
     for found, expected in zip(*results, strict=True):
         assert_near(found, expected)
 
@@ -195,7 +209,6 @@ def test_uncovered_configurations_are_stock(calls, config):
 def test_copies_and_other_devices(calls, monkeypatch):
     ours, stock = pair()
     for twin in copy.deepcopy(ours), pickle.loads(pickle.dumps(ours)):
-        assert type(twin) is DepthwiseConv2d
         assert_steps_near(twin, stock, torch.randn(2, 4, 8, 8))
     monkeypatch.setattr(depthwise, "X86", False)
     assert_steps_near(ours, stock, torch.randn(2, 4, 8, 8), 0)
@@ -211,11 +224,40 @@ def test_unusual_inputs_and_requests():
         assert not ours(x).requires_grad
     for conv in ours, stock:
         conv(x).sum().backward()  # an expanded gradient
-    assert_near(ours.weight.grad, stock.weight.grad)
+    assert_near(weight(ours).grad, stock.weight.grad)
     assert x.grad is None
     x.requires_grad_()
-    ours.weight, stock.weight = (nn.Parameter(conv.weight.detach(), requires_grad=False) for conv in (ours, stock))
+    for conv in ours, stock:
+        conv.requires_grad_(False)
     assert torch.equal(*(torch.autograd.grad(conv(x).square().sum(), x)[0] for conv in (ours, stock)))
+
+
+def test_what_is_hooked_on_or_changed_is_called(calls):
+    """Counters, pruning, quantisation and Grad-CAM reach every convolution and norm: no fast way passes them by."""
+    x, model = torch.randn(2, 3, 32, 32), randomize(timm.create_model("mnv3_small_cifar"))
+    leaves = [m for m in model.modules() if type(m) in (nn.Conv2d, nn.BatchNorm2d)]
+    assert len(leaves) == 34 + 2 * 9 + 1 + 34
+    plain = model(x)
+    seen = []
+    for register in (nn.Module.register_forward_hook, nn.Module.register_forward_pre_hook):
+        handles = [register(leaf, lambda module, *_: seen.append(module)) for leaf in leaves]
+        torch.testing.assert_close(model(x), plain, atol=1e-4, rtol=1e-4)
+        assert set(seen) == set(leaves)
+        for handle in handles:
+            handle.remove()
+        seen.clear()
+    with nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module)):
+        model(x)
+    assert set(leaves) <= set(seen)
+    for leaf in leaves:
+        before = leaf.forward
+        leaf.forward = lambda x: 0 * before(x)  # as accelerate and others put themselves in between  # noqa: B023
+        assert not torch.allclose(model(x), plain), leaf
+        del leaf.forward
+    model.train()
+    nn.utils.parametrize.register_parametrization(model.blocks[3].depthwise.conv, "weight", nn.Tanh())
+    model(x).sum().backward()
+    assert len(calls) == len(model.blocks) - 1
 
 
 @WAYS
@@ -229,7 +271,7 @@ def test_distributed_data_parallel(tmp_path, stride, size):
             model(x).square().sum().backward()
     finally:
         torch.distributed.destroy_process_group()
-    assert_near(ours.weight.grad, torch.autograd.grad(stock(x).square().sum(), stock.weight)[0])
+    assert_near(weight(ours).grad, torch.autograd.grad(stock(x).square().sum(), stock.weight)[0])
 
 
 @pytest.mark.parametrize(("training", "inplace"), [(True, True), (False, True), (False, False)])

@@ -96,6 +96,24 @@ def test_from_another_folder_next_to_decoys(copy, tmp_path):
     assert result.stdout.split(") ") == ["(1, 1000", f"{copy}/mnv3/__init__.py\n"]
 
 
+def test_a_second_copy_of_other_code_is_refused(copy, tmp_path):
+    """It would run the first one's code: Python has one `mnv3`. An equal copy may come from anywhere."""
+    equal, other = tmp_path / "equal", tmp_path / "org_mnv3_next"
+    for folder in (equal, other):
+        shutil.copytree(copy, folder, ignore=shutil.ignore_patterns("weights", "__pycache__"))
+    init = other / "mnv3" / "__init__.py"
+    init.write_text(init.read_text().replace('__version__ = "', '__version__ = "9.'))
+    load = 'torch.hub.load({!r}, "mnv3_small_cifar", source="local", trust_repo=True)\n'
+    first, second, third = (load.format(str(folder)) for folder in (copy, equal, other))
+    result = run(f"import torch\n{first}{second}print('equal')\n{third}", tmp_path)
+    assert result.stdout == "equal\n"
+    assert result.stderr.splitlines()[-1] == (
+        f"ImportError: mnv3 {mnv3.__version__} from {copy}/mnv3 is loaded already, and {other}/mnv3 has other code "
+        f"(mnv3 9.{mnv3.__version__}): load that one in a Python process of its own"
+    )
+    assert run(f"import torch\n{third}import mnv3\nprint(mnv3.__version__[:2])", tmp_path).stdout == "9.\n"
+
+
 def test_pretrained_without_network_is_one_clear_error(copy, tmp_path):
     result = run(
         f"""

@@ -311,7 +311,14 @@ BAD_VALUES = [
     ({"in_chans": 0}, "in_chans=0: expected a whole number of at least 1"),
     ({"drop_rate": 1.0}, r"drop_rate=1\.0: expected a number from 0"),
     ({"drop_path_rate": -0.1}, r"drop_path_rate=-0\.1: expected a number from 0"),
-    ({"global_pool": "catavgmax"}, "global_pool='catavgmax'.*'avg', 'max', 'avgmax'"),
+    ({"global_pool": "gem"}, "global_pool='gem'.*'avg', 'max', 'avgmax', 'catavgmax'"),
+    ({"bn_eps": 0}, "bn_eps=0: expected a number above 0"),
+    ({"bn_momentum": 1.5}, r"bn_momentum=1\.5: expected a number above 0 and at most 1"),
+    ({"bn_momentum": 0.1, "norm_layer": "groupnorm1"}, r"bn_momentum=0\.1: GroupNorm1 has no momentum"),
+    ({"norm_layer": "lrn"}, "norm_layer='lrn': expected timm's name of a layer"),
+    ({"act_layer": "sine"}, "act_layer='sine': expected timm's name of a layer"),
+    ({"output_stride": 4}, "output_stride=4: expected one of 8, 16, 32"),
+    ({"output_stride": 16, "arch": arch.cifar(arch.SMALL)}, "output_stride=16: the total stride of this table is 8"),
     ({"pad_type": "valid"}, "pad_type='valid'.*'', 'same'"),
     ({"se_order": "first"}, "se_order='first'.*'act-se', 'se-act', 'se-act-expanded'"),
     ({"arch": "medium"}, "unknown arch 'medium'.*large, small"),
@@ -332,8 +339,8 @@ def test_bad_values_are_refused_before_any_download(monkeypatch):
     from mnv3 import hub
 
     monkeypatch.setattr(hub, "locate", lambda *args, **kwargs: pytest.fail("it went for the weights"))
-    with pytest.raises(ValueError, match="global_pool='catavgmax'"):
-        timm.create_model("mnv3_small", pretrained=True, global_pool="catavgmax")
+    with pytest.raises(ValueError, match="global_pool='gem'"):
+        timm.create_model("mnv3_small", pretrained=True, global_pool="gem")
     with pytest.raises(TypeError, match="widht"):
         timm.create_model("mnv3_small", pretrained=True, widht=0.5)
 
