@@ -169,7 +169,7 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, stride: int) -> Tensor:
 
 def convolve(conv: nn.Module, x: Tensor) -> Tensor:
     """`conv(x)`, by `depthwise_conv2d` where gradients are wanted and it covers `conv`."""
-    if torch.is_grad_enabled() and is_plain(conv, nn.Conv2d) and _covers(conv):
+    if torch.is_grad_enabled() and not in_graph() and is_plain(conv, nn.Conv2d) and _covers(conv):
         return depthwise_conv2d(x, conv.weight, conv.stride[0])
     return conv(x)
 

@@ -156,7 +156,7 @@ class ConvNormAct(nn.Module):
         self.act = ACTIVATION[act](inplace=True) if act else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.jit.is_scripting() and is_eager(x):
+        if not torch.jit.is_scripting() and isinstance(x, Tensor):  # and no variable of torch.fx
             x = convolve(self.conv, x) if self.depthwise else self.conv(x)
             return self.act(batch_norm(self.norm, x))
         return self.act(self.norm(self.conv(x)))
