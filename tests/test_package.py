@@ -13,7 +13,7 @@ import mnv3
 
 # A file imports only from lower floors.
 FLOORS = [
-    {"errors", "folder_lock"},
+    {"errors", "folder_lock", "recipe_yaml"},
     {"arch", "recipe"},
     {"catalog"},
     {"depthwise", "images"},
