@@ -594,6 +594,63 @@ def test_options(plain, tmp_path, options):
     assert same(again.state_dict(), load_file(tmp_path / "run" / "model.safetensors"))
 
 
+@pytest.mark.parametrize(
+    ("options", "shape"),
+    [
+        ({"mixup": 0.2}, (1, 1, 8)),
+        ({"cutmix": 1.0, "accumulate": 2}, (1, 2, 4)),
+        ({"cutmix": 1.0, "accumulate": 3}, (1, 3, 2)),
+        ({"cutmix": 1.0, "batch_size": 6}, (1, 1, 6)),
+    ],
+)
+def test_mixup_of_nine_pictures(plain, tmp_path, few, options, shape):
+    """Pictures are joined in pairs, so a batch of too few leaves one out, another in each epoch."""
+    training = trained(plain, tmp_path, data=few, epochs=1, **options)
+    assert training.batches.order(0).shape == shape
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"optimizer": name, "momentum": 0.0} for name in ("sgd", "momentum", "sgdw", "sgdp", "adamw")),
+        *({"optimizer": name, "schedule": "onecycle"} for name in ("adafactor", "lamb", "muon")),
+        {"optimizer": "sgd", "schedule": "onecycle", "momentum": 0.0},
+    ],
+    ids=str,
+)
+def test_optimizers_make_a_step(plain, options):
+    raw, chosen = mnv3.create_model("mnv3_small_cifar", num_classes=3), dataclasses.replace(plain, **options)
+    made = optimizers.optimizer(chosen, raw)
+    schedule = optimizers.Schedule(chosen, made, 3)
+    for parameter in raw.parameters():
+        parameter.grad = torch.full_like(parameter, 0.1)
+    before = raw.stem.conv.weight.detach().clone()
+    made.step()
+    schedule.step()
+    assert not torch.equal(raw.stem.conv.weight, before)
+    if options["optimizer"] == "sgd":  # plain: the rate times gradient and decay, and nothing kept for the next step
+        rate = 0.05 if "schedule" not in options else 0.05 / 25
+        moved = before - rate * (0.1 + chosen.weight_decay * before)
+        torch.testing.assert_close(raw.stem.conv.weight.detach(), moved)
+        assert {group["momentum"] for group in made.param_groups} == {0.0}
+
+
+def test_checkpoints_and_teachers_that_take_no_rgb_or_do_not_pool(plain, tmp_path):
+    for name, options, message in (
+        ("grey", {"in_chans": 1}, "is for pictures of 1 channels; those of a training are RGB, 3 channels"),
+        ("thirteen", {"in_chans": 13}, "is for pictures of 13 channels; those of a training are RGB, 3 channels"),
+        ("maps", {"global_pool": ""}, "has global_pool='', so it makes maps"),
+    ):
+        folder = mnv3.save(mnv3.create_model("mnv3_small_cifar", num_classes=3, **options), tmp_path / name)
+        starts = [{"checkpoint": str(folder)}, {"teacher": str(folder)}]
+        starts += [{"checkpoint": str(folder / "model.safetensors")}] if name != "maps" else []
+        for start in starts:
+            with pytest.raises(ValueError, match=message) as caught:
+                finetune(plain, out=tmp_path / "run", **start)
+            assert str(caught.value).startswith(f"{next(iter(start))}: {next(iter(start.values()))}")
+            assert not (tmp_path / "run").exists()
+
+
 def test_start_from_weights(plain, tmp_path):
     first = finetune(plain, out=tmp_path / "first")
     start = ingredients.model(dataclasses.replace(plain, checkpoint=str(first)), list("abcd"))
@@ -641,6 +698,8 @@ def test_a_teacher_of_ours_is_folded(plain, tmp_path):
     ("options", "message"),
     [
         ({"optimizer": "sdg"}, "Did you mean 'sgd'"),
+        ({"optimizer": "adahessian"}, "optimizer: adahessian does not run with this recipe here: RuntimeError: "),
+        ({"cutmix": 1.0, "accumulate": 16}, "batch norm needs 2"),
         ({"model": "mnv3_smal_cifar"}, "mnv3_small_cifar"),
         ({"mixup": 0.2, "batch_size": 15}, "odd"),
         ({"batch_size": 1}, "batch norm needs 2"),
@@ -657,7 +716,12 @@ def test_what_cannot_be_leaves_nothing_behind(plain, tmp_path, options, message)
 def test_warnings(plain, tmp_path, caplog):
     Training(dataclasses.replace(plain, model="mnv3_small", lr=0.5, ema=0.999, batch_size=60), tmp_path / "run")
     text = " ".join(caplog.messages)
-    for part in ("1x1 map at total stride 32", "lr 0.5 is high", "fewer than a batch", "few for an average"):
+    for part in (
+        "1x1 map at total stride 32",
+        "lr 0.5 is high",
+        "too few for batches of 60: a batch has 48",
+        "few for an average",
+    ):
         assert part in text
 
 
