@@ -639,7 +639,7 @@ def test_checkpoints_and_teachers_that_take_no_rgb_or_do_not_pool(plain, tmp_pat
     for name, options, message in (
         ("grey", {"in_chans": 1}, "is for pictures of 1 channels; those of a training are RGB, 3 channels"),
         ("thirteen", {"in_chans": 13}, "is for pictures of 13 channels; those of a training are RGB, 3 channels"),
-        ("maps", {"global_pool": ""}, "has global_pool='', so it makes maps"),
+        ("maps", {"global_pool": ""}, "has global_pool='' and makes maps"),
     ):
         folder = mnv3.save(mnv3.create_model("mnv3_small_cifar", num_classes=3, **options), tmp_path / name)
         starts = [{"checkpoint": str(folder)}, {"teacher": str(folder)}]
@@ -699,7 +699,7 @@ def test_a_teacher_of_ours_is_folded(plain, tmp_path):
     [
         ({"optimizer": "sdg"}, "Did you mean 'sgd'"),
         ({"optimizer": "adahessian"}, "optimizer: adahessian does not run with this recipe here: RuntimeError: "),
-        ({"cutmix": 1.0, "accumulate": 16}, "batch norm needs 2"),
+        ({"cutmix": 1.0, "accumulate": 32}, "batch norm needs 2"),
         ({"model": "mnv3_smal_cifar"}, "mnv3_small_cifar"),
         ({"mixup": 0.2, "batch_size": 15}, "odd"),
         ({"batch_size": 1}, "batch norm needs 2"),
