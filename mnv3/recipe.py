@@ -67,7 +67,7 @@ class Recipe:
     layer_decay: float | None = None  # the learning rate of a layer over that of the next
     schedule: str = "cosine"  # cosine, onecycle, constant
     cycles: int = 1  # cosine: restarts (Loshchilov & Hutter 2017), each with half the rate and twice the epochs
-    warmup_epochs: float = 0.0
+    warmup_epochs: float = 0.0  # update k of its n has k/n of the way from min_lr to lr
     min_lr: float = 0.0
     epochs: int = 10  # of all cycles
     batch_size: int = 128  # of one step of one process

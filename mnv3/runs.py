@@ -125,10 +125,8 @@ class Run:
         try:
             yield path
         except OSError as error:
-            reason = error.strerror or str(error)
-            last = self.last()
-            go_on = f"then go on from {last.name} with --resume" if last else "then start again"
-            raise TrainingStopped(f"{path} cannot be written: {reason}: make room or allow it, {go_on}") from error
+            advice = "make room or allow it, then go on with --resume"
+            raise TrainingStopped(f"{path} cannot be written: {error.strerror or error}: {advice}") from error
 
     def last(self) -> Path | None:
         """The newest whole checkpoint."""
