@@ -236,7 +236,11 @@ class Training:
         """Test once, and write the weights folder, pictures and figures."""
         folder, model = self.files.folder, self.averaged
         if "val" in self.pictures:
-            model.load_state_dict(read_checkpoint(self.files.best))
+            try:
+                model.load_state_dict(read_checkpoint(self.files.best))
+            except RuntimeError as error:
+                reason = " ".join(str(error).split())[:200]
+                raise WeightsError(f"{self.files.best} is not of this training, put it back: {reason}") from error
         metrics = self._evaluate("test") if "test" in self.pictures else None
         if self.accelerator.is_main_process:
             if all(map(torch.equal, model.parameters(), self.start)):

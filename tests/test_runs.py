@@ -337,6 +337,16 @@ def test_best_weights_that_are_missing(begun):
     assert f"{run / 'checkpoints' / 'best.safetensors'} is missing, the best weights so far: put it back" in message
 
 
+def test_best_weights_of_another_training(begun):
+    chosen, run, _ = begun
+    mnv3.save(mnv3.create_model("mnv3_small_cifar", num_classes=4), run.with_name("other"))
+    finished = shutil.copytree(run, run.with_name("finished"))
+    finetune(chosen, out=finished, resume=True)
+    shutil.copy(run.with_name("other") / "model.safetensors", finished / "checkpoints" / "best.safetensors")
+    with pytest.raises(WeightsError, match="best.safetensors is not of this training, put it back: .*size mismatch"):
+        finetune(chosen, out=finished, resume=True)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"classes": 3}', '{"classes": ["bright"], "train": 1}', "\0"])
 def test_a_damaged_data_json(begun, text):
     chosen, run, _ = begun
