@@ -171,11 +171,13 @@ def seed_all(*key: int) -> None:
     torch.manual_seed(state)
 
 
-def order(labels: Tensor, *, batch: int, parts: int, seed: int, epoch: int, balance: bool = False) -> Tensor:
+def order(
+    labels: Tensor, *, batch: int, parts: int, seed: int, epoch: int, balance: bool = False, even: bool = False
+) -> Tensor:
     """Which pictures an epoch shows: indices (updates, parts, pictures of a part).
 
     What does not fill an update is left out, other pictures in each epoch. Where there are fewer pictures than an
-    update takes, they are all of it.
+    update takes, its parts are smaller.
 
     Args:
         labels: Class of every picture (N,).
@@ -183,6 +185,7 @@ def order(labels: Tensor, *, batch: int, parts: int, seed: int, epoch: int, bala
         parts: Batches of an update, over all processes.
         seed, epoch: What the order depends on.
         balance: Draw with replacement, every class equally often.
+        even: An even number of pictures in a part, for mixup, which joins them in pairs.
 
     Raises:
         DataError: Some part would have fewer than the two pictures that batch norm needs.
@@ -194,6 +197,7 @@ def order(labels: Tensor, *, batch: int, parts: int, seed: int, epoch: int, bala
     else:
         indices = torch.randperm(len(labels), generator=generator)
     batch = min(batch, len(labels) // parts)
+    batch -= even and batch % 2
     if batch < 2:
         raise DataError(
             f"{len(labels)} training pictures are too few: batch norm needs 2 or more in each of {parts} batches "

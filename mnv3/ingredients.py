@@ -1,4 +1,4 @@
-"""What a recipe names, made: model, optimiser, schedule, average, mixup, teacher; and what surrounds the loop.
+"""What a recipe names, made: model, average, mixup, teacher; and what surrounds the loop.
 
 `training` is a `finetune.Training` throughout.
 """
@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from .batches import Batches
 from .catalog import checkpoints, find, split_name
-from .errors import choices
+from .deploy.fuse import fuse
 from .factory import check_pooled, create_model, load_checkpoint
 from .files import read_family
 from .layers import BN_EPS, set_bn_eps
+from .model import MobileNetV3
 from .recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -101,14 +104,36 @@ def _checkpoint(recipe: Recipe, options: dict[str, Any]) -> nn.Module:
     path = Path(recipe.checkpoint)
     if not path.exists():
         raise ValueError(f"checkpoint: no file or folder {path}")
-    folder_or_file = {} if path.is_dir() else {"num_classes": read_family(path).num_classes}
-    source = load_checkpoint(path, model=recipe.model, **(options | {"num_classes": 0} | folder_or_file))
+    if path.is_dir():
+        source = load_checkpoint(path, model=recipe.model, **options | {"num_classes": 0})
+        _check_classifier(source, f"checkpoint: {path}")
+    else:
+        held = read_family(path)
+        _check_channels(held.in_chans, f"checkpoint: {path}")
+        source = load_checkpoint(path, model=recipe.model, **options | {"num_classes": held.num_classes})
     source.reset_classifier(options["num_classes"])
     return source
 
 
+def _check_classifier(found: nn.Module, what: str) -> None:
+    """Raise ValueError unless a model makes a vector of logits of an RGB picture."""
+    _check_channels(getattr(found, "in_chans", 3), what)
+    if not getattr(found, "pooled", True):
+        raise ValueError(
+            f"{what} has global_pool='' and makes maps: a training needs a model that pools, as with 'avg'"
+        )
+
+
+def _check_channels(count: int, what: str) -> None:
+    if count != 3:
+        raise ValueError(f"{what} is for pictures of {count} channels; those of a training are RGB, 3 channels")
+
+
 def teacher(recipe: Recipe, student: nn.Module) -> nn.Module | None:
-    """The recipe's teacher, which takes the student's pictures: by timm's name or ours, or from a weights folder."""
+    """The recipe's teacher, which takes the student's pictures: by timm's name or ours, or from a weights folder.
+
+    One of our models has its batch norms folded: it learns nothing, and answers faster.
+    """
     if recipe.teacher is None:
         return None
     import timm
@@ -117,11 +142,27 @@ def teacher(recipe: Recipe, student: nn.Module) -> nn.Module | None:
         found = load_checkpoint(recipe.teacher)
     else:
         found = timm.create_model(recipe.teacher, pretrained=True)
+    _check_classifier(found, f"teacher: {recipe.teacher}")
     if found.num_classes != student.num_classes:
         counts = f"{found.num_classes} classes, the pictures {student.num_classes}"
         raise ValueError(f"teacher: {recipe.teacher} has {counts}")
+    found.eval()
+    if isinstance(found, MobileNetV3):
+        found = fuse(found)
     found = Renormalized(found, student.pretrained_cfg).to(next(student.parameters()).device)
     return found.eval().requires_grad_(False)
+
+
+def distance(logits: torch.Tensor, answer: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Kullback-Leibler divergence of a student from its teacher's answer (Hinton et al. 2015).
+
+    Args:
+        logits: The student's (B, classes).
+        answer: The teacher's (B, classes).
+        temperature: What both are divided by; the gradient keeps its size.
+    """
+    student, teacher = (F.log_softmax(x / temperature, 1) for x in (logits, answer))
+    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature * temperature
 
 
 class Renormalized(nn.Module):
@@ -147,77 +188,6 @@ def ema(recipe: Recipe, raw: nn.Module) -> Any:
     return ModelEmaV3(raw, decay=recipe.ema, use_warmup=True) if recipe.ema else None
 
 
-def optimizer(recipe: Recipe, raw: nn.Module) -> torch.optim.Optimizer:
-    """timm's optimiser of this name; no weight decay on biases and norms."""
-    from timm.optim import create_optimizer_v2, list_optimizers
-
-    if recipe.optimizer not in (names := list_optimizers()):
-        raise ValueError(f"optimizer: {recipe.optimizer!r}. {choices(recipe.optimizer, names, limit=100)}")
-    return create_optimizer_v2(
-        raw,
-        opt=recipe.optimizer,
-        lr=recipe.lr,
-        weight_decay=recipe.weight_decay,
-        layer_decay=recipe.layer_decay,
-        momentum=recipe.momentum,
-    )
-
-
-class Schedule:
-    """The learning rate as a function of the updates done: timm's cosine, torch's one-cycle, or constant."""
-
-    def __init__(self, recipe: Recipe, optimizer: torch.optim.Optimizer, updates_per_epoch: int) -> None:
-        from timm.scheduler import create_scheduler_v2
-
-        self.optimizer, self.updates = optimizer, 0
-        self.onecycle = None
-        if recipe.schedule == "onecycle":
-            peaks = [recipe.lr * group.get("lr_scale", 1) for group in optimizer.param_groups]
-            rising = recipe.warmup_epochs / recipe.epochs or 0.3  # torch's own default
-            total = recipe.epochs * updates_per_epoch
-            options = {"total_steps": total + 1, "pct_start": rising}
-            self.onecycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, peaks, **options)
-            return
-        self.timm, _ = create_scheduler_v2(
-            optimizer,
-            sched="cosine" if recipe.schedule == "cosine" else "step",
-            decay_epochs=recipe.epochs + 1,  # a constant rate: never a step
-            num_epochs=recipe.cycle(0)[1],
-            cycle_mul=2,
-            cycle_decay=0.5,
-            cycle_limit=recipe.cycles,
-            warmup_epochs=recipe.warmup_epochs,
-            warmup_lr=recipe.min_lr,
-            min_lr=recipe.min_lr,
-            step_on_epochs=False,
-            updates_per_epoch=updates_per_epoch,
-        )
-        self.timm.step_update(0)
-
-    @property
-    def lr(self) -> float:
-        """Of the layers nearest to the output."""
-        return max(group["lr"] for group in self.optimizer.param_groups)
-
-    def step(self) -> None:
-        """After an update that was done; one that the loss scaler left out does not count."""
-        self.updates += 1
-        if self.onecycle:
-            self.onecycle.step()
-        else:
-            self.timm.step_update(self.updates)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where it is; the rates themselves are the optimiser's."""
-        return {"updates": self.updates}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
-        self.updates = state["updates"]
-        if self.onecycle:
-            self.onecycle.last_epoch = self.onecycle._step_count = self.updates
-
-
 def mixup(recipe: Recipe, num_classes: int) -> Any:
     """timm's mixup and cutmix of a batch, or None."""
     from timm.data import Mixup
@@ -228,14 +198,6 @@ def mixup(recipe: Recipe, num_classes: int) -> Any:
         raise ValueError(f"batch_size: {recipe.batch_size} is odd, and mixup joins pictures in pairs")
     smoothing = recipe.label_smoothing
     return Mixup(recipe.mixup, recipe.cutmix, label_smoothing=smoothing, num_classes=num_classes)
-
-
-def clip_adaptively(raw: nn.Module, factor: float) -> None:
-    """Adaptive gradient clipping (Brock et al. 2021) of all but the classifier, as its authors do."""
-    from timm.utils.agc import adaptive_clip_grad
-
-    last = set(raw.get_classifier().parameters())
-    adaptive_clip_grad([p for p in raw.parameters() if p.grad is not None and p not in last], factor)
 
 
 def train_mode(raw: nn.Module, *, freeze_bn: bool) -> None:
@@ -280,14 +242,16 @@ def determinism(recipe: Recipe) -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
-def warn(recipe: Recipe, raw: nn.Module, *, updates: int, pictures: int) -> None:
+def warn(recipe: Recipe, raw: nn.Module, batches: Batches) -> None:
     """Log what is allowed but hardly meant."""
+    pictures, updates = len(batches.pictures), recipe.epochs * batches.updates
+    batch = batches.order(0).shape[-1]
     if raw.stride >= min(recipe.sizes or (recipe.size,)):
         advice = "more pixels (size), or a model with less stride (mnv3_small_cifar, mnv3_large_cifar)"
         logger.warning("%d px leave a 1x1 map at total stride %d: take %s", recipe.size, raw.stride, advice)
     if recipe.optimizer in ("sgd", "momentum", "nesterov") and recipe.lr > 0.1 and recipe.batch_size <= 64:
         logger.warning("lr %g is high for batches of %d", recipe.lr, recipe.batch_size)
-    if pictures < recipe.batch_size:
-        logger.warning("%d pictures are fewer than a batch of %d: all are in every batch", pictures, recipe.batch_size)
+    if batch < recipe.batch_size:
+        logger.warning("%d pictures are too few for batches of %d: a batch has %d", pictures, recipe.batch_size, batch)
     if recipe.ema and updates < 100:
         logger.warning("%d updates are few for an average of the weights: consider ema 0", updates)

@@ -1,6 +1,8 @@
-"""What a training (`finetune.Training`) shows while it runs: a bar, a line for each epoch, TensorBoard."""
+"""What a training (`finetune.Training`) shows while it runs (a bar, lines, TensorBoard), and how one stops it."""
 
 import logging
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +15,7 @@ def bar(training: Any) -> Any:
     from tqdm import tqdm
 
     return tqdm(
-        total=training.updates_per_epoch,
+        total=training.batches.updates,
         initial=training.update,
         desc=f"epoch {training.epoch + 1}/{training.recipe.epochs}",
         unit=" updates",
@@ -35,11 +37,12 @@ def report(line: dict[str, Any], board: Any) -> None:
 
 
 @contextmanager
-def tensorboard(training: Any) -> Iterator[Any]:
+def board(training: Any) -> Iterator[Any]:
     """TensorBoard's writer, in the run's folder; epochs that are done again replace what it has of them.
 
     Raises:
         ImportError: tensorboard is missing.
+        TrainingStopped: The disk is full, for instance.
     """
     if training.rank:
         yield None
@@ -48,5 +51,44 @@ def tensorboard(training: Any) -> Iterator[Any]:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise ImportError("training needs tensorboard: pip install 'mnv3[finetune]'") from None
-    with SummaryWriter(str(training.files.folder / "tensorboard"), purge_step=training.epoch + 1) as writer:
+    folder = training.files.folder / "tensorboard"
+    with training.files.writing(folder):
+        writer = SummaryWriter(str(folder), purge_step=training.epoch + 1)
+    try:
         yield writer
+    finally:
+        with training.files.writing(folder):
+            writer.close()
+
+
+class Interrupted:
+    """Whether this process was told to stop."""
+
+    here = False
+
+    def anywhere(self, accelerator: Any) -> bool:
+        """Whether one of the processes was; the same in all, so that they stop after the same update."""
+        if accelerator.num_processes == 1:
+            return self.here
+        if self.here:
+            accelerator.set_trigger()
+        return accelerator.check_trigger()
+
+
+@contextmanager
+def interruptible() -> Iterator[Interrupted]:
+    """Ctrl-C and SIGTERM are noted, for the update that is running to end; a second one stops at once."""
+    interrupted = Interrupted()
+
+    def stop(number: int, _: Any) -> None:
+        interrupted.here = True
+        signal.signal(number, signal.default_int_handler)
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+    main = threading.current_thread() is threading.main_thread()  # no other may set handlers
+    before = {number: signal.signal(number, stop) for number in signals} if main else {}
+    try:
+        yield interrupted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -7,7 +7,6 @@ import dataclasses
 import math
 import os
 import re
-import reprlib
 import sys
 import types
 import typing
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import recipe_yaml
 from .errors import choices
 
 FOLDER = Path(__file__).resolve().parent / "recipes"
@@ -67,7 +67,7 @@ class Recipe:
     layer_decay: float | None = None  # the learning rate of a layer over that of the next
     schedule: str = "cosine"  # cosine, onecycle, constant
     cycles: int = 1  # cosine: restarts (Loshchilov & Hutter 2017), each with half the rate and twice the epochs
-    warmup_epochs: float = 0.0
+    warmup_epochs: float = 0.0  # update k of its n has k/n of the way from min_lr to lr
     min_lr: float = 0.0
     epochs: int = 10  # of all cycles
     batch_size: int = 128  # of one step of one process
@@ -103,16 +103,45 @@ class Recipe:
     def to_yaml(self) -> str:
         """As a recipe file, all keys given."""
         values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
-        yaml = _yaml()
-
-        class Dumper(yaml.SafeDumper):
-            """Writes text that `_loader` would take for a number in quotation marks."""
-
-        Dumper.add_implicit_resolver("tag:yaml.org,2002:float", NUMBER, list("-+.0123456789"))
-        return yaml.dump(values, Dumper=Dumper, sort_keys=False)
+        return recipe_yaml.dump(values)
 
 
 FIELDS = typing.get_type_hints(Recipe)
+OTHER_NAMES = {  # what other trainers call our keys
+    "model": "arch architecture net network backbone model_name",
+    "checkpoint": "initial_checkpoint weights resume_from init_from",
+    "drop_rate": "dropout drop",
+    "drop_path": "drop_path_rate stochastic_depth",
+    "bn_momentum": "bn_mom batch_norm_momentum",
+    "data": "dataset dataset_dir data_path root train_dir",
+    "val_fraction": "val_split validation_split",
+    "workers": "num_workers n_workers dataloader_num_workers",
+    "size": "img_size image_size imgsz input_size resolution crop_size train_crop_size",
+    "scale": "crop_scale",
+    "flip": "hflip fliplr horizontal_flip",
+    "augment": "aa auto_augment autoaugment augmentation",
+    "erase": "reprob random_erase random_erasing",
+    "mixup": "mixup_alpha",
+    "cutmix": "cutmix_alpha",
+    "optimizer": "opt optim optimiser",
+    "lr": "learning_rate learningrate lr0 base_lr max_lr eta",
+    "weight_decay": "wd decay l2 weightdecay",
+    "layer_decay": "llrd layerwise_lr_decay",
+    "schedule": "sched scheduler lr_scheduler lr_scheduler_type lr_schedule",
+    "warmup_epochs": "warmup num_warmup_epochs lr_warmup_epochs",
+    "min_lr": "lr_min eta_min final_lr",
+    "epochs": "num_epochs n_epochs max_epochs num_train_epochs epoch nb_epochs",
+    "batch_size": "bs batch per_device_train_batch_size train_batch_size",
+    "accumulate": "gradient_accumulation_steps grad_accum_steps accumulate_grad_batches accum_iter",
+    "clip": "clip_grad grad_clip max_grad_norm gradient_clip_val clip_grad_norm",
+    "label_smoothing": "smoothing label_smoothing_factor",
+    "ema": "model_ema ema_decay model_ema_decay",
+    "teacher": "teacher_model kd_model_name",
+    "temperature": "kd_temperature tau",
+    "precision": "amp fp16 bf16 half mixed_precision amp_dtype dtype",
+    "compile": "torchcompile torch_compile",
+    "seed": "random_seed manual_seed random_state",
+}
 ONE_OF = {
     "schedule": ("cosine", "onecycle", "constant"),
     "augment": ("none", "trivial", "rand"),
@@ -124,11 +153,13 @@ AT_LEAST |= {"workers": 0, "crop": 0, "freeze_epochs": 0, "seed": 0}
 FRACTIONS = ("drop_rate", "drop_path", "val_fraction", "label_smoothing", "ema")  # 0 <= x < 1
 SHARES = ("erase", "teacher_weight")  # 0 <= x <= 1
 NOT_NEGATIVE = ("mixup", "cutmix", "momentum", "weight_decay", "warmup_epochs", "min_lr")
+PLAIN_NUMBER = {
+    int: re.compile(r"[-+]?(0|[1-9]\d{0,17})", re.ASCII),
+    float: re.compile(r"[-+]?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][-+]?\d+)?", re.ASCII),
+}
+MAX_SIZE = 4096  # pixels along a side: MobileNetV3 is made for 224, and activations grow with the square
+MAX_BATCH_BYTES = 4 * 2**30  # of the pixels of a batch in float32; the activations take many times as much
 POSITIVE = ("lr", "clip", "temperature", "layer_decay", "bn_momentum", "bn_eps")
-NUMBER = re.compile(r"[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$|[-+]?\.\d+[eE][-+]?\d+$")  # also those YAML 1.1 calls text
-
-BRIEFLY = reprlib.Repr()  # for messages: a few aliases can stand for more values than memory holds
-BRIEFLY.maxlevel = 2
 
 
 def _check(recipe: Recipe) -> None:
@@ -159,6 +190,11 @@ def _check(recipe: Recipe) -> None:
         fail("bn_momentum", "expected PyTorch's, the share of the new batch (0.1); TensorFlow's 0.99 is 0.01 here")
     if recipe.sizes and (recipe.sizes[-1] != recipe.size or min(recipe.sizes) < 1):
         fail("sizes", f"expected sizes of at least 1 pixel that end with size ({recipe.size})")
+    largest = max(recipe.size, *recipe.sizes, 1)
+    if largest > MAX_SIZE:
+        fail("sizes" if recipe.sizes else "size", f"expected at most {MAX_SIZE} pixels")
+    if recipe.batch_size > (most := MAX_BATCH_BYTES // (4 * 3 * largest**2)):
+        fail("batch_size", f"expected at most {most} pictures of {largest} pixels (accumulate makes larger updates)")
     for name in ("mean", "std"):
         if (value := getattr(recipe, name)) is not None and len(value) != 3:
             fail(name, "expected three numbers, for pixels from 0 to 1")
@@ -209,13 +245,8 @@ def load(name: str | os.PathLike, **overrides: Any) -> Recipe:
             message names file and key.
     """
     path = find(name)
-    yaml = _yaml()
-    try:
-        with open(path, encoding="utf-8") as file:
-            values = yaml.load(file, _loader())
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        raise ValueError(f"{path}{f', line {mark.line + 1}' if mark else ''}: {_problem(error)}") from None
+    with open(path, encoding="utf-8") as file:
+        values = recipe_yaml.load(file, str(path))
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected lines of `key: value`, found {_called(values)}")
     return make(values, overrides, source=str(path))
@@ -244,22 +275,13 @@ def parse_override(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise ValueError(f"--set {text}: expected key=value, such as lr=0.05 or sizes=[16,32]")
-    yaml = _yaml()
-    try:
-        return key.strip(), yaml.load(value, _loader())
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"--set {text}: {_problem(error)}") from None
-
-
-def _problem(error: Exception) -> str:
-    """What a parser says, in one line."""
-    return str(getattr(error, "problem", None) or error).partition("\n")[0]
+    return key.strip(), recipe_yaml.load(value, f"--set {text}", lines=False)
 
 
 def _typed(key: Any, value: Any, source: str) -> Any:
     """`value` as the type of the field `key`; numbers may be written without a point, lists become tuples."""
     if key not in FIELDS:
-        raise ValueError(f"{source}: unknown key {key!r}. {choices(str(key), FIELDS, limit=60)}")
+        raise ValueError(f"{source}: unknown key {key!r}. {_advice(str(key))}")
     kind = FIELDS[key]
     allowed = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     for one in allowed:
@@ -269,9 +291,24 @@ def _typed(key: Any, value: Any, source: str) -> Any:
             item = typing.get_args(one)[0]
             if isinstance(value, (list, tuple)) and all(_fits(v, item) for v in value):
                 return tuple(item(v) for v in value)
-        elif _fits(value, one):
-            return one(value)
+        elif _fits(number := _unquoted(value, one), one):
+            return one(number)
     raise ValueError(f"{source}: {key}: expected {' or '.join(map(_type_name, allowed))}, got {_called(value)}")
+
+
+def _advice(key: str) -> str:
+    """Which keys there are; first the one that goes by another name elsewhere, or a near miss."""
+    plain = key.lower().replace("-", "_")
+    ours = next((name for name, others in OTHER_NAMES.items() if plain in others.split()), None)
+    near = f"Did you mean {ours!r}? " if ours else ""
+    return near + choices("" if ours else key, FIELDS, limit=60)
+
+
+def _unquoted(value: Any, kind: type) -> Any:
+    """The number that is meant by one in quotation marks, where a number is wanted."""
+    if kind in (int, float) and isinstance(value, str) and PLAIN_NUMBER[kind].fullmatch(value):
+        return kind(value)
+    return value
 
 
 def _fits(value: Any, kind: type) -> bool:
@@ -289,45 +326,4 @@ def _type_name(kind: Any) -> str:
 
 
 def _called(value: Any) -> str:
-    return f"{BRIEFLY.repr(value)} ({type(value).__name__})" if value is not None else "nothing"
-
-
-def _yaml() -> types.ModuleType:
-    try:
-        import yaml
-    except ImportError:
-        raise ImportError("recipes need PyYAML: pip install 'mnv3[finetune]'") from None
-    return yaml
-
-
-def _loader() -> type:
-    """PyYAML's safe loader (no tag can make an object), but 1e-3 is a number and a repeated key an error.
-
-    Of its words for booleans only true and false are left; `no` is text, as in `precision: no`.
-    """
-    yaml = _yaml()
-
-    class Loader(yaml.SafeLoader):
-        yaml_implicit_resolvers = {  # noqa: RUF012
-            first: [(tag, pattern) for tag, pattern in resolvers if first in "tTfF" or not tag.endswith(":bool")]
-            for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-        }
-
-        def construct_object(self, node, deep=False):
-            try:
-                return super().construct_object(node, deep)
-            except (ValueError, LookupError, AttributeError):  # a date 2001-13-45, or !!int of a word
-                kind = node.tag.rpartition(":")[2]
-                problem = f"{BRIEFLY.repr(node.value)} is no valid {kind} (quotation marks make it text)"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from None
-
-        def construct_mapping(self, node, deep=False):
-            seen = []
-            for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
-                if key.value in seen:
-                    raise yaml.MarkedYAMLError(problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark)
-                seen.append(key.value)
-            return super().construct_mapping(node, deep)
-
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", NUMBER, list("-+.0123456789"))
-    return Loader
+    return f"{recipe_yaml.BRIEFLY.repr(value)} ({type(value).__name__})" if value is not None else "nothing"

@@ -1,31 +1,46 @@
 """The folder of a training: its recipe, log and checkpoints, from which it goes on exactly, and its result.
 
 recipe.yaml          the recipe, all keys given
+data.json            the classes and which pictures there are (see `inventory`)
 log.csv              a line for each epoch
 tensorboard/         the same for TensorBoard
 checkpoints/last-N/  weights, their average, optimiser and progress after N updates; the newest alone is kept
 checkpoints/best.safetensors  the weights that were best on the validation pictures
 config.json, model.safetensors, golden.safetensors   in the end: a weights folder (see `files.save`)
 test.json, confusion.png, curves.png                 in the end
+.lock                while a training is at it (see `folder_lock`)
 """
 
 import csv
+import hashlib
 import io
+import json
+import logging
 import os
 import shutil
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save as as_bytes
 from torch import Tensor
 
-from .errors import WeightsError
-from .files import plain_tensors, read_checkpoint, write_atomically
+from .errors import TrainingStopped, WeightsError
+from .files import digest, plain_tensors, read_checkpoint, write_atomically
+from .folder_lock import LOCK_FILE
+from .inventory import difference
 from .recipe import Recipe, load
 
-RECIPE_FILE, LOG_FILE, TEST_FILE = "recipe.yaml", "log.csv", "test.json"
+logger = logging.getLogger(__name__)
+RECIPE_FILE, DATA_FILE, LOG_FILE, TEST_FILE = "recipe.yaml", "data.json", "log.csv", "test.json"
 # What may differ between the parts of one training.
 MACHINE_KEYS = ("data_dir", "download", "workers")
+# Of a checkpoint's state, which 0.1.0 wrote too.
+STATE_KEYS = {"epoch": int, "update": int, "history": list, "sums": dict, "skipped": int, "world": int}
+STATE_KEYS |= {"optimizer": dict, "scheduler": dict, "scaler": dict}
 
 
 class Run:
@@ -43,9 +58,7 @@ class Run:
             FileExistsError: The folder has something in it, and it is not to be resumed.
             ValueError: It is another recipe's.
         """
-        if self.folder.exists() and not self.folder.is_dir():
-            raise FileExistsError(f"{self.folder} is a file: choose another folder (--out)")
-        if not self.folder.is_dir() or not any(self.folder.iterdir()):
+        if not self.folder.is_dir() or not any(map(self._counts, self.folder.iterdir())):
             return
         recipe_file = self.folder / RECIPE_FILE
         if not resume or not recipe_file.is_file():
@@ -57,15 +70,68 @@ class Run:
             if old != new and key not in MACHINE_KEYS:
                 raise ValueError(f"{self.folder} was started with {key}: {old}, not {new}: it cannot be resumed so")
 
-    def start(self, recipe: Recipe) -> None:
-        """Make the folder and note the recipe."""
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
-        if not (self.folder / RECIPE_FILE).exists():
-            write_atomically(self.folder / RECIPE_FILE, recipe.to_yaml().encode())
+    def _counts(self, path: Path) -> bool:
+        """Whether this is more than a training leaves that was killed before it had written its recipe."""
+        if path == self.checkpoints:
+            return not path.is_dir() or any(map(self._counts, path.iterdir()))
+        return path.name != LOCK_FILE and not _is_draft(path)
+
+    def check_pictures(self, inventory: Mapping[str, Any]) -> None:
+        """Raise if what has been learnt here was learnt from other pictures.
+
+        Raises:
+            ValueError: It was; the message names the first difference.
+            WeightsError: What the run says of its pictures is damaged.
+        """
+        file = self.folder / DATA_FILE
+        if not (last := self.last()):
+            return
+        if not file.is_file():
+            logger.warning(
+                "%s does not say which pictures it was trained on, as from mnv3 0.1.0: unchecked", self.folder
+            )
+            return
+        try:
+            found = difference(json.loads(file.read_text(encoding="utf-8")), inventory)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise WeightsError(f"{file}: cannot be read: remove it to go on without a look at the pictures") from error
+        if found:
+            weights = [self.best, last / "ema.safetensors", last / "model.safetensors"]
+            start = next(path for path in weights if path.is_file() or path == weights[-1])
+            advice = f"put the pictures back, or start anew from its weights (--set checkpoint={start}, another --out)"
+            raise ValueError(f"{self.folder} was trained on other pictures: {found}: {advice}")
+
+    def start(self, recipe: Recipe, inventory: Mapping[str, Any]) -> None:
+        """Make the folder, note the recipe and the pictures, and remove what a killed process left half-written."""
+        with self.writing(self.folder / RECIPE_FILE) as file:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not file.exists():
+                write_atomically(file, recipe.to_yaml().encode())
+        with self.writing(self.folder / DATA_FILE) as file:
+            if not (file.exists() and self.last()):
+                write_atomically(file, json.dumps(inventory).encode())
+        with self.writing(self.checkpoints):
+            self.checkpoints.mkdir(exist_ok=True)
+        for draft in filter(_is_draft, [*self.folder.iterdir(), *self.checkpoints.iterdir()]):
+            _remove(draft)
+
+    @contextmanager
+    def writing(self, path: Path) -> Iterator[Path]:
+        """What fails while this file is written stops the training in one line; what was written before stays.
+
+        Raises:
+            TrainingStopped: The disk is full, for instance.
+        """
+        try:
+            yield path
+        except OSError as error:
+            advice = "make room or allow it, then go on with --resume"
+            raise TrainingStopped(f"{path} cannot be written: {error.strerror or error}: {advice}") from error
 
     def last(self) -> Path | None:
         """The newest whole checkpoint."""
-        return max(self.checkpoints.glob("last-*"), default=None, key=lambda path: int(path.name[5:]))
+        found = [path for path in self.checkpoints.glob("last-*") if path.name[5:].isdecimal()]
+        return max(found, default=None, key=lambda path: int(path.name[5:]))
 
     def save(self, updates: int, weights: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
         """Write a checkpoint beside the one before, then remove that.
@@ -74,38 +140,51 @@ class Run:
             updates: How many updates it comes after.
             weights: State dicts by the names of their files.
             state: What else goes on: tensors and plain values.
-        """
-        from safetensors.torch import save_file
 
-        final = self.checkpoints / f"last-{updates}"
+        Raises:
+            TrainingStopped: The disk is full, for instance; the checkpoint before stays.
+        """
+        final, draft = self.checkpoints / f"last-{updates}", self.checkpoints / f".draft-{updates}"
         if final.exists():
             return
-        draft = self.checkpoints / f".draft-{updates}"
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir()
-        for name, state_dict in weights.items():
-            save_file(plain_tensors(state_dict), draft / f"{name}.safetensors")
-        torch.save(state, draft / "state.pt")
-        for file in draft.iterdir():
-            with open(file, "rb") as opened:
-                os.fsync(opened.fileno())
-        draft.replace(final)
-        for old in [*self.checkpoints.glob("last-*"), *self.checkpoints.glob(".draft-*")]:
+        contents = {f"{name}.safetensors": as_bytes(plain_tensors(tensors)) for name, tensors in weights.items()}
+        sha256 = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+        plain = io.BytesIO()
+        torch.save(state | {"sha256": sha256}, plain)
+        with self.writing(final):
+            try:
+                _remove(draft)
+                draft.mkdir()
+                for name, content in (contents | {"state.pt": plain.getvalue()}).items():
+                    write_atomically(draft / name, content)
+                draft.replace(final)
+            finally:
+                _remove(draft)
+        for old in self.checkpoints.glob("last-*"):
             if old != final:
-                shutil.rmtree(old)
+                _remove(old)
 
     def read(self, checkpoint: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """What `save` wrote; weights by name, and the state.
 
         Raises:
-            WeightsError: It is damaged.
+            WeightsError: It is damaged, or something is missing.
         """
-        weights = {file.stem: read_checkpoint(file) for file in checkpoint.glob("*.safetensors")}
+        file, advice = checkpoint / "state.pt", f"put it back, or remove {checkpoint} to start again"
         try:
-            state = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
+            with zipfile.ZipFile(file) as archive:
+                damaged = archive.testzip()  # torch.load does not look at the sums
+            state = None if damaged else torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # torch, pickle and zipfile each have their own
-            raise WeightsError(f"{checkpoint / 'state.pt'}: cannot be read: remove {checkpoint}") from error
-        return weights, state
+            raise WeightsError(f"{file}: cannot be read: {advice}") from error
+        if not isinstance(state, dict):
+            raise WeightsError(f"{file}: is damaged: {advice}")
+        if odd := [key for key, kind in STATE_KEYS.items() if type(state.get(key)) is not kind]:
+            raise WeightsError(f"{file}: {odd[0]} is missing or of another type: {advice}")
+        for name, expected in state.pop("sha256", {}).items():
+            if not (checkpoint / name).is_file() or digest(checkpoint / name) != expected:
+                raise WeightsError(f"{checkpoint / name}: is missing or damaged: {advice}")
+        return {path.stem: read_checkpoint(path) for path in checkpoint.glob("*.safetensors")}, state
 
     def write_log(self, history: list[dict[str, Any]]) -> None:
         """log.csv, whole, so that an epoch that is done again is not in it twice."""
@@ -113,4 +192,19 @@ class Run:
         writer = csv.DictWriter(text, fieldnames=list(history[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(history)
-        write_atomically(self.folder / LOG_FILE, text.getvalue().encode())
+        with self.writing(self.folder / LOG_FILE) as file:
+            write_atomically(file, text.getvalue().encode())
+
+
+def _is_draft(path: Path) -> bool:
+    """Whether this is what is being written, or was when its process was killed, and nothing of the user's."""
+    names = (RECIPE_FILE, DATA_FILE, LOG_FILE, TEST_FILE, "best.safetensors", "config.json", "model.safetensors")
+    names += ("golden.safetensors", "curves.png", "confusion.png")
+    return path.name.startswith(tuple(f".{name}." for name in names)) or path.name.startswith(".draft-")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

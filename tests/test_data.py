@@ -254,6 +254,17 @@ def test_order_is_complete_and_disjoint(parts):
         assert other.unique().numel() == 24
 
 
+@pytest.mark.parametrize(
+    ("count", "batch", "parts", "shape"), [(9, 16, 1, (1, 1, 8)), (10, 8, 2, (1, 2, 4)), (24, 8, 1, (3, 1, 8))]
+)
+def test_order_of_an_even_number(count, batch, parts, shape):
+    found = data.order(labels(count), batch=batch, parts=parts, seed=0, epoch=0, even=True)
+    assert found.shape == shape
+    assert len(found.unique()) == found.numel()
+    with pytest.raises(DataError, match="too few"):
+        data.order(labels(3), batch=8, parts=2, seed=0, epoch=0, even=True)
+
+
 def test_order_does_not_depend_on_the_number_of_parts():
     """Two processes see together what one sees with twice the batch."""
     one, two = (data.order(labels(32), batch=16 // parts, parts=parts, seed=3, epoch=2) for parts in (1, 2))

@@ -1,6 +1,8 @@
 import csv
 import dataclasses
 import json
+import math
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,13 +14,14 @@ import numpy as np
 import pytest
 import timm
 import torch
+from accelerate import Accelerator
 from conftest import randomize
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
 import mnv3
-from mnv3 import ingredients, recipe
+from mnv3 import ingredients, optimizers, recipe
 from mnv3.errors import TrainingStopped
 from mnv3.finetune import Training, finetune
 from mnv3.recipe import Recipe
@@ -82,15 +85,15 @@ def stop_at(monkeypatch, update, epoch):
     class Killed(BaseException):
         pass
 
-    step = Training._step
+    update_once = Training._update
 
-    def killed(self):
+    def killed(self, *args):
         if (self.epoch, self.update) == (epoch, update):
             raise Killed
-        return step(self)
+        update_once(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Training, "_step", killed)
+        patch.setattr(Training, "_update", killed)
         yield
     return Killed
 
@@ -148,6 +151,45 @@ def test_the_best_weights_on_val_are_the_result(plain, tmp_path, monkeypatch):
     assert not same(load_file(run / "model.safetensors"), tensors(run))
 
 
+@pytest.mark.parametrize(("losses", "kept"), [((2.0, 1.0, 1.5), 2), ((1.0, 1.0, 1.0), 3), ((1.0, 2.0, 3.0), 1)])
+def test_of_equal_accuracies_the_lower_loss_wins_and_then_the_later(plain, tmp_path, monkeypatch, losses, kept):
+    values = iter(losses)
+
+    def evaluate(model, pictures, **options):
+        metrics = mnv3.evaluate(model, pictures, **options)
+        return dataclasses.replace(metrics, top1=50.0, loss=next(values, 9.0))
+
+    monkeypatch.setattr(sys.modules["mnv3.finetune"], "evaluate", evaluate)
+    states, keep = [], Training._keep_best
+    monkeypatch.setattr(Training, "_keep_best", lambda self: (states.append(self.epoch + 1), keep(self)))
+    finetune(plain, out=tmp_path / "run", epochs=3)
+    assert states[-1] == kept
+
+
+@pytest.fixture
+def few(tmp_path, coloured):
+    """Three training pictures of each class."""
+    for name in COLOURS:
+        shutil.copytree(coloured / "val" / name, tmp_path / "few" / "train" / name)
+        shutil.copytree(coloured / "val" / name, tmp_path / "few" / "val" / name)
+    return str(tmp_path / "few")
+
+
+def test_a_warmup_of_one_update_trains(plain, tmp_path, few, caplog):
+    """An epoch is an update, and the validation pictures say nothing: all epochs are equally good."""
+    training = trained(plain, tmp_path, data=few, epochs=2, warmup_epochs=1)
+    assert training.batches.updates == 1
+    assert not any(map(torch.equal, training.averaged.parameters(), training.start))
+    assert "no weight has changed" not in caplog.text
+
+
+def test_a_training_that_changes_nothing_says_so(plain, tmp_path, few, caplog):
+    trained(plain, tmp_path, data=few, epochs=1, lr=1e-300)
+    assert (
+        "the result is what the training began with, no weight has changed (1 updates, lr up to 1e-300)" in caplog.text
+    )
+
+
 def test_without_val_the_last_weights_are_the_result(plain, tmp_path, coloured):
     data = tmp_path / "data"
     data.mkdir()
@@ -191,15 +233,15 @@ def test_a_killed_run_goes_on_to_the_same_bits(plain, tmp_path, monkeypatch, opt
 
 def test_an_interrupted_run_is_saved_and_goes_on_within_the_epoch(plain, tmp_path, monkeypatch):
     whole = finetune(plain, out=tmp_path / "whole", ema=0.9)
-    step = Training._step
+    update_once = Training._update
 
-    def interrupted(self):
+    def interrupted(self, *args):
         if (self.epoch, self.update) == (1, 1):
             signal.raise_signal(signal.SIGINT)
-        return step(self)
+        update_once(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Training, "_step", interrupted)
+        patch.setattr(Training, "_update", interrupted)
         with pytest.raises(TrainingStopped, match="--resume") as stopped:
             finetune(plain, out=tmp_path / "cut", ema=0.9)
     assert stopped.value.interrupted
@@ -296,8 +338,6 @@ def test_accumulated_batches_make_the_update_of_one_large_batch(plain, tmp_path)
 
 
 def test_gradients_are_clipped_once_an_update(plain, tmp_path, monkeypatch):
-    from accelerate import Accelerator
-
     norms, clip = [], Accelerator.clip_grad_norm_
 
     def spy(self, parameters, limit):
@@ -337,29 +377,33 @@ def test_gradients_are_unscaled_before_they_are_clipped(plain, tmp_path, monkeyp
 def overflowing(monkeypatch):
     """The first gradients are too large for float32, until the scaler has halved its scale a few times."""
     scaled(monkeypatch, 2.0**120)
-    loss = Training._loss
-    monkeypatch.setattr(Training, "_loss", lambda self, *batch: 2.0**13 * loss(self, *batch))
+    backward = Accelerator.backward
+    monkeypatch.setattr(Accelerator, "backward", lambda self, loss: backward(self, 2.0**13 * loss))
 
 
 @pytest.mark.filterwarnings("error")
 def test_a_skipped_update_moves_neither_schedule_nor_average(plain, tmp_path, monkeypatch):
     overflowing(monkeypatch)
+    chosen = {"epochs": 4, "ema": 0.9, "warmup_epochs": 1, "lr": 1e-6}
     rates, step = [], torch.optim.SGD.step
     monkeypatch.setattr(
         torch.optim.SGD, "step", lambda self, *a: (rates.append(self.param_groups[0]["lr"]), step(self))[1]
     )
-    training = trained(plain, tmp_path, epochs=4, ema=0.9, warmup_epochs=1, lr=1e-6)
+    training = Training(dataclasses.replace(plain, **chosen), tmp_path / "run")
+    rates.clear()  # of the rehearsal
+    training.run()
     assert 0 < len(rates) < 12
     assert training.scheduler.updates == len(rates)
-    expected = trained_rates(plain, epochs=4, warmup_epochs=1, lr=1e-6)
+    expected = trained_rates(plain, **chosen)
     assert rates == pytest.approx(expected[: len(rates)])
 
 
-def trained_rates(plain, **options):
+def trained_rates(plain, updates=3, /, **options):
+    """The rate of each update, `updates` in an epoch, and the one after the last."""
     chosen = dataclasses.replace(plain, **options)
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=chosen.lr)
-    schedule, rates = ingredients.Schedule(chosen, optimizer, 3), []
-    for _ in range(3 * chosen.epochs):
+    schedule, rates = optimizers.Schedule(chosen, optimizer, updates), []
+    for _ in range(updates * chosen.epochs):
         rates.append(schedule.lr)
         schedule.step()
     return [*rates, schedule.lr]
@@ -375,17 +419,26 @@ def test_a_gradient_that_never_is_finite_ends_the_run(plain, tmp_path, monkeypat
 @pytest.mark.filterwarnings("ignore:Detected call of")  # here no optimiser steps
 def test_schedules(plain):
     cosine = trained_rates(plain, epochs=10, warmup_epochs=2, min_lr=0.001)
-    assert cosine[0] == pytest.approx(0.001)
-    assert max(cosine) == pytest.approx(0.05, rel=0.1)
-    assert cosine[6] == max(cosine)
-    assert cosine[-1] == pytest.approx(0.001)
+    assert cosine[:6] == pytest.approx([0.001 + 0.049 * k / 6 for k in range(1, 7)])
+    assert cosine[6:] == pytest.approx([0.001 + 0.049 * (1 + math.cos(math.pi * t / 30)) / 2 for t in range(6, 31)])
     onecycle = trained_rates(plain, schedule="onecycle", epochs=10, warmup_epochs=2)
     assert max(onecycle) == pytest.approx(0.05, rel=0.01)
     assert onecycle[-1] < 1e-5
     assert set(trained_rates(plain, schedule="constant", epochs=10)) == {0.05}
     warm = trained_rates(plain, schedule="constant", epochs=10, warmup_epochs=1)
-    assert warm[0] == 0
+    assert warm[:3] == pytest.approx([0.05 / 3, 0.1 / 3, 0.05])
     assert set(warm[3:]) == {0.05}
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of")
+@pytest.mark.parametrize("schedule", ["cosine", "onecycle", "constant"])
+@pytest.mark.parametrize("updates", [1, 2, 3])
+@pytest.mark.parametrize(("epochs", "warmup"), [(1, 0), (1, 0.5), (4, 0.8), (4, 1), (12, 1), (12, 0.1)])
+def test_no_update_has_a_rate_of_nothing(plain, schedule, updates, epochs, warmup):
+    """With few pictures an update is an epoch; 4 epochs and 0.8 of them make the rise of one-cycle no step long."""
+    rates = trained_rates(plain, updates, schedule=schedule, epochs=epochs, warmup_epochs=warmup)
+    assert min(rates[:-1]) > 0
+    assert max(rates) <= plain.lr * (1 + 1e-9)
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of")
@@ -495,7 +548,7 @@ def test_average_of_parameters_and_buffers(plain):
 
 def test_weight_decay_is_for_weights_alone(plain):
     raw = mnv3.create_model("mnv3_small_cifar", num_classes=3)
-    groups = ingredients.optimizer(plain, raw).param_groups
+    groups = optimizers.optimizer(plain, raw).param_groups
     decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
     spared = {id(p) for group in groups if not group["weight_decay"] for p in group["params"]}
     assert not decayed & spared
@@ -505,8 +558,8 @@ def test_weight_decay_is_for_weights_alone(plain):
 
 def test_layer_decay_gives_early_layers_smaller_rates(plain):
     raw = mnv3.create_model("mnv3_small_cifar", num_classes=3)
-    optimizer = ingredients.optimizer(dataclasses.replace(plain, layer_decay=0.5), raw)
-    ingredients.Schedule(dataclasses.replace(plain, schedule="constant"), optimizer, 3)
+    optimizer = optimizers.optimizer(dataclasses.replace(plain, layer_decay=0.5), raw)
+    optimizers.Schedule(dataclasses.replace(plain, schedule="constant"), optimizer, 3)
     rate = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     stem, first, second = (
         rate[id(m)] for m in (raw.stem.conv.weight, raw.blocks[1].expand.conv.weight, raw.classifier.weight)
@@ -541,6 +594,63 @@ def test_options(plain, tmp_path, options):
     assert same(again.state_dict(), load_file(tmp_path / "run" / "model.safetensors"))
 
 
+@pytest.mark.parametrize(
+    ("options", "shape"),
+    [
+        ({"mixup": 0.2}, (1, 1, 8)),
+        ({"cutmix": 1.0, "accumulate": 2}, (1, 2, 4)),
+        ({"cutmix": 1.0, "accumulate": 3}, (1, 3, 2)),
+        ({"cutmix": 1.0, "batch_size": 6}, (1, 1, 6)),
+    ],
+)
+def test_mixup_of_nine_pictures(plain, tmp_path, few, options, shape):
+    """Pictures are joined in pairs, so a batch of too few leaves one out, another in each epoch."""
+    training = trained(plain, tmp_path, data=few, epochs=1, **options)
+    assert training.batches.order(0).shape == shape
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"optimizer": name, "momentum": 0.0} for name in ("sgd", "momentum", "sgdw", "sgdp", "adamw")),
+        *({"optimizer": name, "schedule": "onecycle"} for name in ("adafactor", "lamb", "muon")),
+        {"optimizer": "sgd", "schedule": "onecycle", "momentum": 0.0},
+    ],
+    ids=str,
+)
+def test_optimizers_make_a_step(plain, options):
+    raw, chosen = mnv3.create_model("mnv3_small_cifar", num_classes=3), dataclasses.replace(plain, **options)
+    made = optimizers.optimizer(chosen, raw)
+    schedule = optimizers.Schedule(chosen, made, 3)
+    for parameter in raw.parameters():
+        parameter.grad = torch.full_like(parameter, 0.1)
+    before = raw.stem.conv.weight.detach().clone()
+    made.step()
+    schedule.step()
+    assert not torch.equal(raw.stem.conv.weight, before)
+    if options["optimizer"] == "sgd":  # plain: the rate times gradient and decay, and nothing kept for the next step
+        rate = 0.05 if "schedule" not in options else 0.05 / 25
+        moved = before - rate * (0.1 + chosen.weight_decay * before)
+        torch.testing.assert_close(raw.stem.conv.weight.detach(), moved)
+        assert {group["momentum"] for group in made.param_groups} == {0.0}
+
+
+def test_checkpoints_and_teachers_that_take_no_rgb_or_do_not_pool(plain, tmp_path):
+    for name, options, message in (
+        ("grey", {"in_chans": 1}, "is for pictures of 1 channels; those of a training are RGB, 3 channels"),
+        ("thirteen", {"in_chans": 13}, "is for pictures of 13 channels; those of a training are RGB, 3 channels"),
+        ("maps", {"global_pool": ""}, "has global_pool='' and makes maps"),
+    ):
+        folder = mnv3.save(mnv3.create_model("mnv3_small_cifar", num_classes=3, **options), tmp_path / name)
+        starts = [{"checkpoint": str(folder)}, {"teacher": str(folder)}]
+        starts += [{"checkpoint": str(folder / "model.safetensors")}] if name != "maps" else []
+        for start in starts:
+            with pytest.raises(ValueError, match=message) as caught:
+                finetune(plain, out=tmp_path / "run", **start)
+            assert str(caught.value).startswith(f"{next(iter(start))}: {next(iter(start.values()))}")
+            assert not (tmp_path / "run").exists()
+
+
 def test_start_from_weights(plain, tmp_path):
     first = finetune(plain, out=tmp_path / "first")
     start = ingredients.model(dataclasses.replace(plain, checkpoint=str(first)), list("abcd"))
@@ -566,18 +676,30 @@ def test_a_teacher_sees_pictures_in_its_own_normalisation(plain, tmp_path, monke
     x = (pixels - mean.view(3, 1, 1)) / std.view(3, 1, 1)
     expected = own((pixels - torch.tensor([0.2, 0.3, 0.4]).view(3, 1, 1)) / torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1))
     torch.testing.assert_close(teacher(x), expected, rtol=1e-4, atol=1e-4)
-    training = Training(chosen, tmp_path / "run")
-    training.teacher = training.raw  # whose answers are its own: no distance
-    training.raw.eval()
-    assert training._loss(training.raw, x, torch.tensor([0, 1])).abs() < 1e-6
     with pytest.raises(ValueError, match="has 3 classes, the pictures 2"):
         ingredients.teacher(chosen, mnv3.create_model("mnv3_small_cifar", num_classes=2))
+
+
+def test_a_teacher_of_ours_is_folded(plain, tmp_path):
+    teacher = randomize(mnv3.create_model("mnv3_small_cifar", num_classes=3))
+    folder = mnv3.save(teacher, tmp_path / "teacher")
+    made = ingredients.teacher(dataclasses.replace(plain, teacher=str(folder)), teacher)
+    assert not [module for module in made.modules() if isinstance(module, nn.BatchNorm2d)]
+    x = torch.randn(4, 3, 16, 16)
+    torch.testing.assert_close(made(x), teacher(x), rtol=1e-4, atol=1e-4)
+    loss = ingredients.distance(made(x), teacher(x), 2.0)
+    assert loss.abs() < 1e-6
+    student, answer = torch.randn(4, 3), torch.randn(4, 3)
+    p, q = (answer / 2).softmax(1), (student / 2).softmax(1)
+    torch.testing.assert_close(ingredients.distance(student, answer, 2.0), 4 * (p * (p / q).log()).sum() / 4)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"optimizer": "sdg"}, "Did you mean 'sgd'"),
+        ({"optimizer": "adahessian"}, "optimizer: adahessian does not run with this recipe here: RuntimeError: "),
+        ({"cutmix": 1.0, "accumulate": 32}, "batch norm needs 2"),
         ({"model": "mnv3_smal_cifar"}, "mnv3_small_cifar"),
         ({"mixup": 0.2, "batch_size": 15}, "odd"),
         ({"batch_size": 1}, "batch norm needs 2"),
@@ -594,7 +716,12 @@ def test_what_cannot_be_leaves_nothing_behind(plain, tmp_path, options, message)
 def test_warnings(plain, tmp_path, caplog):
     Training(dataclasses.replace(plain, model="mnv3_small", lr=0.5, ema=0.999, batch_size=60), tmp_path / "run")
     text = " ".join(caplog.messages)
-    for part in ("1x1 map at total stride 32", "lr 0.5 is high", "fewer than a batch", "few for an average"):
+    for part in (
+        "1x1 map at total stride 32",
+        "lr 0.5 is high",
+        "too few for batches of 60: a batch has 48",
+        "few for an average",
+    ):
         assert part in text
 
 
@@ -657,7 +784,7 @@ from mnv3 import recipe
 from mnv3.finetune import Training
 folder = sys.argv[1]
 training = Training(recipe.load(f"{folder}/r.yaml"), __import__("pathlib").Path(folder) / "run")
-order = [training._order(epoch)[:, training.rank :: training.world].flatten().tolist() for epoch in (0, 1)]
+order = [training.batches.order(epoch)[:, training.rank :: training.world].flatten().tolist() for epoch in (0, 1)]
 training.run()
 state = {"order": order, "raw": training.raw.state_dict(), "ema": training.ema.module.state_dict()}
 torch.save(state, f"{folder}/{training.rank}.pt")

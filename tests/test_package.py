@@ -13,7 +13,7 @@ import mnv3
 
 # A file imports only from lower floors.
 FLOORS = [
-    {"errors"},
+    {"errors", "folder_lock", "recipe_yaml"},
     {"arch", "recipe"},
     {"catalog"},
     {"depthwise", "images"},
@@ -26,7 +26,18 @@ FLOORS = [
     {"hub"},
     {"timm_models"},
     {"factory"},
-    {"predict", "evaluate", "ingredients", "progress", "runs", "deploy.int8.prepare", "show.style", "show.seen"},
+    {
+        "predict",
+        "evaluate",
+        "batches",
+        "optimizers",
+        "progress",
+        "inventory",
+        "deploy.int8.prepare",
+        "show.style",
+        "show.seen",
+    },
+    {"runs", "ingredients"},
     {"show.panels", "show.calibration", "show.arch", "show.features", "show.why"},
     {f"deploy.int8.{name}" for name in ("onnx", "openvino", "pt2e", "tflite")},
     {"deploy.int8", "deploy.runtime", "deploy.timing", "deploy.onednn"},

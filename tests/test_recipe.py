@@ -57,6 +57,60 @@ def test_numbers(read, text, value):
     assert parse_override(f"lr={text}") == ("lr", value)
 
 
+@pytest.mark.parametrize("text", ["0.001", "1e-3", "5", ".5", "1.5E+2", "-0.1"])
+def test_numbers_in_quotation_marks(read, text):
+    """They are meant as numbers where a number is wanted, and as text elsewhere."""
+    assert read(f'min_lr: "{text.lstrip("-")}"').min_lr == float(text.lstrip("-"))
+    assert parse_override(f'lr="{text}"') == ("lr", text)
+    assert make({"model": "m", "weight_decay": text.lstrip("-")}).weight_decay == float(text.lstrip("-"))
+    assert read(f'data: "{text}"\nteacher: "{text}"').teacher == text
+    assert read("epochs: '12'\nclip: '1.5'").epochs == 12
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [("010", 8), ("1:30", 90), ("10:00", 600), ("-017", -15), ("1:30.5", 90.5), ("0_7", 7), ("00", 0)],
+)
+@pytest.mark.parametrize("key", ["lr", "epochs", "seed", "data", "clip"])
+def test_numbers_that_yaml_counts_by_eight_or_sixty(read, tmp_path, key, text, meant):
+    problem = f"{text} is {meant} in YAML, which is hardly meant: write a decimal number"
+    assert refusal(read, f"{key}: {text}").startswith(f"{tmp_path / 'mine.yaml'}, line 2: {problem}")
+    assert refusal(parse_override, f"{key}={text}").startswith(f"--set {key}={text}: {problem}")
+    assert "in YAML" in refusal(read, f"sizes: [8, {text}]")
+
+
+def test_other_trainers_names_of_keys(read):
+    for ours, others in recipes.OTHER_NAMES.items():
+        assert ours in recipes.FIELDS
+        for name in others.split():
+            assert name not in recipes.FIELDS
+            assert f"unknown key {name!r}. Did you mean {ours!r}? Allowed: model," in refusal(read, f"{name}: 1")
+    names = " ".join(recipes.OTHER_NAMES.values()).split()
+    assert len(set(names)) == len(names)
+    for name, ours in {"learning_rate": "lr", "bs": "batch_size", "batch": "batch_size", "wd": "weight_decay"}.items():
+        assert f"Did you mean {ours!r}?" in refusal(parse_then_make, f"{name}=1")
+    assert "Did you mean 'epochs'?" in refusal(read, "Num-Epochs: 3")
+
+
+def parse_then_make(text):
+    return make({"model": "m"}, dict([parse_override(text)]))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"size": 20000}, "size: 20000 is not allowed: expected at most 4096 pixels"),
+        ({"sizes": [20000, 32]}, "sizes: (20000, 32) is not allowed: expected at most 4096 pixels"),
+        ({"size": 4096}, "batch_size: 128 is not allowed: expected at most 21 pictures of 4096 pixels"),
+        ({"batch_size": 10**9}, "batch_size: 1000000000 is not allowed: expected at most 349525 pictures of 32 pixels"),
+        ({"batch_size": 5000, "sizes": [400, 32]}, "expected at most 2236 pictures of 400 pixels"),
+    ],
+)
+def test_more_pixels_than_a_machine_has_room_for(values, message):
+    assert message in refusal(make, {"model": "m"} | values)
+    make({"model": "m", "size": 4096, "batch_size": 21})
+
+
 def test_negative_number_without_a_leading_zero(read):
     assert parse_override("lr=-.5e-2") == ("lr", -0.005)
     assert "lr: -0.005 is not allowed: expected a number above 0" in refusal(read, "lr: -.5e-2")
@@ -65,7 +119,12 @@ def test_negative_number_without_a_leading_zero(read):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("lr: '1e-3'", "lr: expected a number, got '1e-3' (str)"),
+        ("lr: '1e-3 '", "lr: expected a number, got '1e-3 ' (str)"),
+        ("lr: '010'", "lr: expected a number, got '010' (str)"),
+        ("lr: 08", "lr: expected a number, got '08' (str)"),
+        ("lr: '1_0'", "lr: expected a number, got '1_0' (str)"),
+        ("lr: 'nan'", "lr: expected a number, got 'nan' (str)"),
+        ("epochs: '1.0'", "epochs: expected a whole number, got '1.0' (str)"),
         ("lr: true", "lr: expected a number, got True (bool)"),
         ("lr:", "lr: expected a number, got nothing"),
         ("lr: [1]", "lr: expected a number, got [1] (list)"),
