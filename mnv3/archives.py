@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from .errors import WeightsError
+from .tensors import shown
 
 MAX_MEMBERS = 20_000  # of a zip archive: tensors of the weights, of averages and of an optimiser
 MAX_OPCODES = 500_000  # of a pickle; a whole training state of MobileNetV3-Large has 50,000
@@ -43,11 +44,13 @@ def read_records(path: Path) -> dict[str, bytes]:
 def _check_members(members: list[zipfile.ZipInfo], size: int) -> None:
     if len(members) > MAX_MEMBERS:
         raise WeightsError(f"the zip archive has {len(members):,} members: save the state_dict alone")
+    if any(member.filename.endswith("/constants.pkl") for member in members):
+        raise WeightsError("it is a TorchScript program: save the state_dict of its model")
     for member in members:
         if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
             raise WeightsError(
-                f"{member.filename:.60} is compressed, which torch.save never does: unpack it and pack it again "
-                "without compression (zip -0)"
+                f"{shown(member.filename)} in it is compressed, which torch.save never does: unpack it and pack it "
+                "again without compression (zip -0)"
             )
     if len({member.filename for member in members}) < len(members):
         raise WeightsError("the zip archive has two members of one name")
@@ -59,10 +62,8 @@ def as_archive(records: dict[str, bytes]) -> BinaryIO:
     """The records as a zip archive in memory for torch.load, which then reads what was checked and nothing else.
 
     Raises:
-        WeightsError: They are none of a checkpoint, or its pickle asks for too much.
+        WeightsError: torch.save did not write them, or the pickle among them asks for too much.
     """
-    if "constants.pkl" in records:
-        raise WeightsError("it is a TorchScript program: save the state_dict of its model")
     if "data.pkl" not in records:
         raise WeightsError("it is a zip archive, but none of torch.save: it has no data.pkl")
     check_pickle(io.BytesIO(records["data.pkl"][:MAX_PICKLE]))

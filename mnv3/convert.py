@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from .arch import VARIANTS, Arch
 from .errors import WeightsError
 from .layers import BN_EPS
-from .layouts import BN_EPS_TF, Layout, layout_of, se_orders
+from .layouts import BN_EPS_TF, LAYOUTS, Layout, layout_of, se_orders
 from .tensors import check_values, shown
 from .wrappers import unwrap
 
-__all__ = ["BN_EPS_TF", "convert_state_dict", "layout_of", "num_classes_of", "unwrap"]
+__all__ = ["BN_EPS_TF", "LAYOUTS", "convert_state_dict", "layout_of", "num_classes_of", "unwrap"]
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def convert_state_dict(
 
     Raises:
         WeightsError: It does not fit; the message names the layout, the arch asked for and the first mismatches. Or a
-            tensor cannot be a weight: not dense, not floating-point, not finite, or a negative variance.
+            tensor cannot be a weight: not dense, not floating-point, not finite, or of a negative variance.
         ValueError: `bn_eps` is not above 0 and at most 1.
     """
     if bn_eps is not None and not 0 < bn_eps <= 1:
@@ -66,9 +66,8 @@ def convert_state_dict(
         _check_se_order(state_dict, layout, model)
     _drop_foreign_classifier(converted, model, drop_background)
     _check_fit(converted, model, layout)
-    # ours may come from an eps below ours, see the end
-    check_values(converted, least_variance=-BN_EPS if layout.name == "mnv3" else 0)
     eps = layout.eps(model) if bn_eps is None else bn_eps
+    check_values(converted, eps=eps)
     for key in [key for key in converted if key.endswith("running_var")] if eps != BN_EPS else []:
         dtype = torch.promote_types(converted[key].dtype, torch.float32)
         converted[key] = (converted[key].double() + (eps - BN_EPS)).to(dtype)

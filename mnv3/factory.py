@@ -36,9 +36,7 @@ def create_model(name: str, *, pretrained: bool | str = False, **kwargs: Any) ->
     return timm.create_model(f"{arch}.{tag}" if tag else arch, pretrained=pretrained, **kwargs)
 
 
-def load_checkpoint(
-    path: str | os.PathLike, *, model: str | None = None, use_ema: bool | None = None, **kwargs: Any
-) -> nn.Module:
+def load_checkpoint(path: str | os.PathLike, *, model: str | None = None, **kwargs: Any) -> nn.Module:
     """A model with the weights of a folder or file.
 
     Args:
@@ -46,27 +44,22 @@ def load_checkpoint(
             any layout that `convert_state_dict` knows.
         model: 'arch', needed for a file; for a folder its config.json says it. 'arch.tag' takes the preprocessing of
             that tag.
-        use_ema: Of a file that a trainer wrote: True for its averaged weights or an error, False for the raw ones,
-            None for the averaged ones if there are any.
         kwargs: As for `create_model`; by default the model has as many classes as the file.
 
     Raises:
-        ValueError: `model` is missing or unknown, or `use_ema` is given for a folder.
+        ValueError: `model` is missing or unknown.
         WeightsError: The weights are damaged or do not fit.
     """
     path = Path(path)
     if path.is_dir():
-        if use_ema is not None:
-            raise ValueError(f"use_ema={use_ema} is for a file that a trainer wrote: the folder {path} has one copy")
         arch = check_architecture(path, split_name(model)[0] if model else None)
         cfg, _, model_args = load_model_config_from_path(path)
         return timm.create_model(arch, pretrained=True, pretrained_cfg=_our_cfg(cfg, arch), **(model_args | kwargs))
     if not model:
         raise ValueError(f"a single file does not say which model it is for: give one. {choices('', VARIANTS)}")
-    weights = files.read_family(path, use_ema=use_ema)
-    kwargs.setdefault("num_classes", weights.num_classes)
-    overlay = {"file": str(path), "state_dict": weights.state_dict}
-    return create_model(model, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs)
+    if "num_classes" not in kwargs:
+        kwargs["num_classes"] = files.read_family(path).num_classes
+    return create_model(model, pretrained=True, pretrained_cfg_overlay={"file": str(path)}, **kwargs)
 
 
 def check_architecture(folder: str | os.PathLike, expected: str | None = None) -> str:

@@ -60,15 +60,15 @@ def _overlaps(tensor: Tensor) -> bool:
     return False
 
 
-def check_values(state_dict: Mapping[str, Tensor], *, least_variance: float = 0.0) -> None:
+def check_values(state_dict: Mapping[str, Tensor], *, eps: float = 0.0) -> None:
     """Refuse weights that no training ends with.
 
     Args:
         state_dict: Tensors that `check_kinds` accepts.
-        least_variance: The lowest running variance that is allowed.
+        eps: Of the batch norms. Folding another eps into a variance may leave it below 0, but above -eps.
 
     Raises:
-        WeightsError: A value is not finite, or a running variance is too low. The message names the tensor.
+        WeightsError: A value is not finite, or a running variance is negative. The message names the tensor.
     """
     for name, tensor in state_dict.items():
         finite = torch.isfinite(tensor)
@@ -78,10 +78,11 @@ def check_values(state_dict: Mapping[str, Tensor], *, least_variance: float = 0.
                 f"{shown(name)} has {bad} of {tensor.numel()} values that are NaN or infinite: a training that "
                 "diverged, or a damaged file"
             )
-        if name.endswith("running_var") and (lowest := float(tensor.min())) < least_variance:
+        if name.endswith("running_var") and (lowest := float(tensor.min())) < -eps:
             raise WeightsError(f"{shown(name)} has a variance of {lowest:.3g}: a damaged file")
 
 
 def shown(name: str) -> str:
-    """A name of a tensor as a message has it."""
-    return name if len(name) <= 100 else f"{name[:60]}...{name[-30:]}"
+    """A name from a file as a message has it: on one line, and not long."""
+    name = name if len(name) <= 100 else f"{name[:60]}...{name[-30:]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)

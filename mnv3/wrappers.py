@@ -87,39 +87,41 @@ def unwrap(checkpoint: Mapping[str, Any], *, use_ema: bool | None = None) -> dic
 
 
 def _copies(checkpoint: Mapping[str, Any]) -> Iterator[Copy]:
+    networks: dict[int, tuple[dict[str, dict[str, Tensor]], list[Any]]] = {}  # of a dictionary, looked for once
     count = 0
     for path, mapping in _mappings(checkpoint):
-        tensors = _tensors(mapping)
-        found = prefixes(tensors)
-        count += len(found)
+        if id(mapping) not in networks:
+            networks[id(mapping)] = _networks(mapping)
+        by_prefix, beside = networks[id(mapping)]
+        count += len(by_prefix)
         if count > MAX_COPIES:
             raise WeightsError(f"the checkpoint has more than {MAX_COPIES} networks: save the one meant by itself")
-        inside: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in found}
-        longest_first = sorted(found, key=len, reverse=True)
-        beside = [key for key, value in mapping.items() if isinstance(value, Tensor) and not isinstance(key, str)]
-        for key, tensor in tensors.items() if found else ():
-            prefix = next((prefix for prefix in longest_first if key.startswith(prefix)), None)
-            if prefix is not None:
-                inside[prefix][key.removeprefix(prefix)] = tensor
-            elif key != "n_averaged":  # torch's AveragedModel counts there
-                beside.append(key)
-        for prefix, network in inside.items():
-            network.pop("n_averaged", None)
-            yield Copy(path, prefix, network, beside)
+        for prefix, tensors in by_prefix.items():
+            yield Copy(path, prefix, tensors, beside)
+
+
+def _networks(mapping: Mapping[str, Any]) -> tuple[dict[str, dict[str, Tensor]], list[Any]]:
+    """The tensors of a dictionary that belong to whole networks, by prefix, and the keys of its other tensors."""
+    tensors = _tensors(mapping)
+    found = sorted(prefixes(tensors), key=len, reverse=True)
+    by_prefix: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in found}
+    beside = [key for key, value in mapping.items() if isinstance(value, Tensor) and not isinstance(key, str)]
+    for key, tensor in tensors.items() if 0 < len(found) <= MAX_COPIES else ():
+        prefix = next((prefix for prefix in found if key.startswith(prefix)), None)  # the longest
+        if prefix is None:
+            beside.append(key)
+        else:
+            by_prefix[prefix][key.removeprefix(prefix)] = tensor
+    return by_prefix, beside
 
 
 def _mappings(checkpoint: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
-    """All dictionaries inside one another, each once, from the outermost on."""
+    """The dictionaries inside one another, from the outermost on; one in several places comes several times."""
     queue: list[tuple[tuple[str, ...], Mapping[str, Any]]] = [((), checkpoint)]
-    seen = {id(checkpoint)}
     for path, mapping in queue:
         yield path, mapping
-        if len(path) == MAX_DEPTH:
-            continue
-        for key, value in mapping.items():
-            new = isinstance(key, str) and isinstance(value, Mapping) and id(value) not in seen
-            if new and len(queue) < MAX_MAPPINGS:
-                seen.add(id(value))
+        for key, value in mapping.items() if len(path) < MAX_DEPTH else ():
+            if isinstance(key, str) and isinstance(value, Mapping) and len(queue) < MAX_MAPPINGS:
                 queue.append(((*path, key), value))
 
 
@@ -127,7 +129,8 @@ def _tensors(mapping: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of a dictionary by their names, without what wrappers of modules put into these."""
     tensors = {}
     for key, value in mapping.items():
-        if isinstance(key, str) and len(key) <= MAX_NAME and isinstance(value, Tensor):
+        wanted = isinstance(key, str) and len(key) <= MAX_NAME and isinstance(value, Tensor)
+        if wanted and not key.endswith("n_averaged"):  # torch's AveragedModel counts there
             name = ".".join(part for part in key.split(".") if part not in MODULE_WRAPPERS)
             taken = name in tensors or (name != key and name in mapping)
             tensors[key if taken else name] = value
