@@ -105,7 +105,7 @@ def _networks(mapping: Mapping[str, Any]) -> tuple[dict[str, dict[str, Tensor]],
     tensors = _tensors(mapping)
     found = sorted(prefixes(tensors), key=len, reverse=True)
     by_prefix: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in found}
-    beside = [key for key, value in mapping.items() if isinstance(value, Tensor) and not isinstance(key, str)]
+    beside = [key for key, value in mapping.items() if isinstance(value, Tensor) and not _is_name(key)]
     for key, tensor in tensors.items() if 0 < len(found) <= MAX_COPIES else ():
         prefix = next((prefix for prefix in found if key.startswith(prefix)), None)  # the longest
         if prefix is None:
@@ -129,12 +129,17 @@ def _tensors(mapping: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of a dictionary by their names, without what wrappers of modules put into these."""
     tensors = {}
     for key, value in mapping.items():
-        wanted = isinstance(key, str) and len(key) <= MAX_NAME and isinstance(value, Tensor)
-        if wanted and not key.endswith("n_averaged"):  # torch's AveragedModel counts there
+        if (
+            _is_name(key) and isinstance(value, Tensor) and not key.endswith("n_averaged")
+        ):  # torch's AveragedModel counts there
             name = ".".join(part for part in key.split(".") if part not in MODULE_WRAPPERS)
             taken = name in tensors or (name != key and name in mapping)
             tensors[key if taken else name] = value
     return tensors
+
+
+def _is_name(key: Any) -> bool:
+    return isinstance(key, str) and len(key) <= MAX_NAME
 
 
 def _nothing_known(checkpoint: Mapping[str, Any]) -> WeightsError:
@@ -175,9 +180,9 @@ def _same(one: Copy, other: Copy) -> bool:
 def _notice(checkpoint: Mapping[str, Any], chosen: Copy, copies: list[Copy], *, use_ema: bool | None) -> None:
     """Say what is left out, but for the optimiser and the like, and an average or its original."""
     if others := [copy.name for copy in copies if copy.averaged == chosen.averaged and copy is not chosen]:
-        logger.warning("took the weights %s; not those of %s", chosen.name, some(others))
+        logger.warning("took the weights of %s; not those of %s", chosen.name, some(others))
     if chosen.beside:
-        logger.warning("took the weights %s; left out beside them: %s", chosen.name, some(chosen.beside))
+        logger.warning("took the weights of %s; left out beside them: %s", chosen.name, some(chosen.beside))
     if use_ema is None and not chosen.averaged:
         for key in EMA_KEYS:
             if isinstance(checkpoint.get(key), Mapping) and checkpoint[key]:

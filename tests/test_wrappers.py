@@ -95,15 +95,15 @@ def test_an_average_in_the_same_dictionary(small, timm_small, other, name):
 LEFT_OUT = {
     "loss": (
         lambda sd, other: {"state_dict": prefixed(sd, "model.") | {"criterion.weight": torch.ones(9)}},
-        ["took the weights state_dict > model.; left out beside them: criterion.weight"],
+        ["took the weights of state_dict > model.; left out beside them: criterion.weight"],
     ),
     "teacher": (
         lambda sd, other: {"state_dict": prefixed(sd, "model.") | prefixed(other, "teacher.")},
-        ["took the weights state_dict > model.; not those of state_dict > teacher."],
+        ["took the weights of state_dict > model.; not those of state_dict > teacher."],
     ),
     "best": (
         lambda sd, other: {"state_dict": sd, "best_state_dict": other},
-        ["took the weights state_dict; not those of best_state_dict"],
+        ["took the weights of state_dict; not those of best_state_dict"],
     ),
     "average of numbers": (
         lambda sd, other: {"model": sd, "ema": {"decay": 0.999, "updates": 12}},
@@ -111,7 +111,11 @@ LEFT_OUT = {
     ),
     "a number for a name": (
         lambda sd, other: sd | {7: torch.ones(1)},
-        ["took the weights the outermost dictionary; left out beside them: a key of type int"],
+        ["took the weights of the outermost dictionary; left out beside them: a key of type int"],
+    ),
+    "a name without an end": (
+        lambda sd, other: sd | {"x" * 1000: torch.ones(1)},
+        [f"took the weights of the outermost dictionary; left out beside them: {'x' * 60}...{'x' * 30}"],
     ),
     "average": (lambda sd, other: {"state_dict": sd, "state_dict_ema": sd, "optimizer": {}}, []),
 }
