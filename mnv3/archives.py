@@ -15,9 +15,9 @@ from typing import BinaryIO
 from .errors import WeightsError
 from .tensors import shown
 
-MAX_MEMBERS = 20_000  # of a zip archive: tensors of the weights, of averages and of an optimiser
-MAX_OPCODES = 500_000  # of a pickle; a whole training state of MobileNetV3-Large has 50,000
-MAX_PICKLE = 16 << 20  # bytes; that one takes 200,000
+MAX_MEMBERS = 20_000  # of a zip archive; a whole training state of MobileNetV3-Large has 1,152
+MAX_OPCODES = 500_000  # of a pickle; that one has 38,000
+MAX_PICKLE = 16 << 20  # bytes; that one takes 114,000
 MAX_NESTED = 100_000  # values inside a tuple, counted as often as they are reached: what its hash has to visit
 LEGACY_PICKLES = 5  # magic number, version, machine, the object, its storages' names
 _MARK = None

@@ -9,6 +9,7 @@ from .errors import WeightsError
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 COUNTS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+LARGEST = 1e10  # of a weight; trained ones stay below 1e5, and a flipped bit of an exponent makes one of 1e38
 MAX_NAME = 500  # characters
 MAX_TENSORS = 2000  # of one network; MobileNetV3-Large has 312
 
@@ -68,17 +69,18 @@ def check_values(state_dict: Mapping[str, Tensor], *, eps: float = 0.0) -> None:
         eps: Of the batch norms. Folding another eps into a variance may leave it below 0, but above -eps.
 
     Raises:
-        WeightsError: A value is not finite, or a running variance is negative. The message names the tensor.
+        WeightsError: A value is not finite or absurdly large, or a running variance is negative. The message names the
+            tensor.
     """
     for name, tensor in state_dict.items():
-        finite = torch.isfinite(tensor)
-        if not finite.all():
-            bad = tensor.numel() - int(finite.sum())
-            raise WeightsError(
-                f"{shown(name)} has {bad} of {tensor.numel()} values that are NaN or infinite: a training that "
-                "diverged, or a damaged file"
+        lowest, highest = (float(value) for value in torch.aminmax(tensor))
+        if not -LARGEST <= lowest <= highest <= LARGEST:  # nor is it NaN
+            bad = int((~torch.isfinite(tensor)).sum())
+            what = (
+                f"{bad} of {tensor.numel()} values that are NaN or infinite" if bad else f"a value beyond {LARGEST:g}"
             )
-        if name.endswith("running_var") and (lowest := float(tensor.min())) < -eps:
+            raise WeightsError(f"{shown(name)} has {what}: a training that diverged, or a damaged file")
+        if name.endswith("running_var") and lowest < -eps:
             raise WeightsError(f"{shown(name)} has a variance of {lowest:.3g}: a damaged file")
 
 

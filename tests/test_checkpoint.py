@@ -270,6 +270,7 @@ TENSOR = torch.linspace(0.5, 1, 8)
 NONSENSE = {
     "NaN": (TENSOR.log() * float("nan"), "has 8 of 8 values that are NaN or infinite"),
     "infinite": (TENSOR / torch.tensor([1, 1, 1, 1, 1, 1, 1, 0]), "has 1 of 8 values that are NaN or infinite"),
+    "absurd": (TENSOR * 1e38, "has a value beyond 1e.10: a training that diverged, or a damaged file"),
     "integer": (TENSOR.long(), "is of type torch.int64: expected a dense tensor of floating-point numbers"),
     "bool": (TENSOR.bool(), "is of type torch.bool"),
     "complex": (TENSOR.to(torch.complex64), "is of type torch.complex64"),
@@ -297,7 +298,7 @@ def test_what_is_no_weight_is_refused_by_name(tmp_path, model, name):
         torch.save({"state_dict": spoilt}, tmp_path / "x.pth")
         with refused:
             mnv3.load_checkpoint(tmp_path / "x.pth", model="mnv3_small", arch=TINY)
-    if name in ("NaN", "infinite", "integer", "bool"):
+    if name in ("NaN", "infinite", "absurd", "integer", "bool"):
         folder = mnv3.save(model, tmp_path / "net")
         save_file(spoilt, folder / WEIGHTS_FILE)
         with refused:
