@@ -1,176 +1,30 @@
-"""Weights files and folders: check, read, save.
+"""Weights folders: read, save.
 
 A weights folder is what timm and the Hub expect: config.json, model.safetensors; and golden.safetensors, fixed inputs
-and the model's outputs for them. Any file is checked against its own format, in bounded time and memory, before a
-library reads it, and nothing in it is ever executed.
+and the model's outputs for them. Files of tensors are read by checkpoint.py, whose functions are here too.
 """
 
-import argparse
 import copy
-import hashlib
 import json
-import operator
 import os
 import shutil
 import tempfile
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 
 from .arch import as_arch
 from .catalog import WEIGHTS_FILE
-from .convert import layout_of, num_classes_of, unwrap
+from .checkpoint import damage, digest, family_of, read_checkpoint, read_family  # noqa: F401 (callers find them here)
 from .errors import WeightsError
 from .layers import for_files
 
 CONFIG_FILE = "config.json"
 GOLDEN_FILE = "golden.safetensors"
-MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file, as 64 hexadecimal digits."""
-    state = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            state.update(block)
-    return state.hexdigest()
-
-
-def damage(path: Path, sha256: str | None = None) -> str | None:
-    """What is wrong with a file of weights, or None.
-
-    Args:
-        path: The file.
-        sha256: The digest that it should have, or the beginning of it.
-    """
-    try:
-        size, head = path.stat().st_size, _head(path)
-        if sha256 and not (found := digest(path)).startswith(sha256):
-            return f"expected sha256 {sha256[:12]}, found {found[:12]} in {size} bytes{_looks_like(head)}"
-        if _is_safetensors(head):
-            return _safetensors_damage(path, size)
-        whole = head[:1] == b"\x80" or zipfile.is_zipfile(path)
-    except OSError as error:
-        return f"cannot be read: {error}"
-    if path.suffix == ".safetensors":
-        return f"not a safetensors file, {size} bytes{_looks_like(head)}"
-    return None if whole else f"not a whole file of weights, {size} bytes{_looks_like(head)}"
-
-
-def _head(path: Path) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(64)
-
-
-def _is_safetensors(head: bytes) -> bool:
-    return head[8:9] == b"{"  # after the length of the header comes its JSON
-
-
-def _looks_like(head: bytes) -> str:
-    if not head:
-        return "; it is empty"
-    for start, meaning in (
-        (b"<", "a web page: is there a login page, a proxy or a wrong URL in between?"),
-        (b"version https://git-lfs", "a Git LFS pointer in place of the file: run `git lfs pull`"),
-        (b"PK", "a zip archive, as torch.save writes it"),
-        (b"\x80", "a pickle"),
-    ):
-        if head.lstrip().startswith(start):
-            return f"; it starts as {meaning}"
-    return ""
-
-
-def _safetensors_damage(path: Path, size: int) -> str | None:
-    """Check the header against the size, in bounded time and memory."""
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > min(size - 8, MAX_HEADER):
-            return f"the safetensors header should take {length} bytes of {size}: the file is cut off or damaged"
-        header = file.read(length)
-    try:
-        entries = json.loads(header)
-        entries.pop("__metadata__", None)
-        spans = [entry["data_offsets"] for entry in entries.values()]
-        spans = sorted((operator.index(start), operator.index(stop)) for start, stop in spans)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return f"the safetensors header cannot be read, {size} bytes"
-    end = 0
-    for start, stop in spans:
-        if start != end or stop < start:
-            return f"the safetensors header has tensors that overlap or leave gaps, {size} bytes"
-        end = stop
-    expected = 8 + length + end
-    return None if expected == size else f"expected {expected} bytes by its safetensors header, found {size}"
-
-
-def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
-    """Read a file of tensors to the CPU: safetensors, or what torch.save wrote, without running any code in it.
-
-    Raises:
-        WeightsError: The file is missing, damaged, or holds other things than tensors and plain values.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise WeightsError(f"no file of weights at {path}")
-    if problem := damage(path):
-        raise WeightsError(f"{path}: {problem}")
-    head = _head(path)
-    try:
-        if _is_safetensors(head):
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        # timm's and torchvision's trainers keep their arguments beside the weights
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch, pickle, zipfile and safetensors each have their own
-        reason = str(error).strip().split("\n")[0]
-        unsafe = "weights_only" in str(error).lower() and head[:2] in (b"PK", b"\x80\x02")
-        advice = "it holds more than tensors, which could run code: save its state_dict alone" if unsafe else reason
-        raise WeightsError(
-            f"{path}: cannot be read as weights, {path.stat().st_size} bytes{_looks_like(head)}: {advice}"
-        ) from error
-    if not isinstance(checkpoint, Mapping):
-        raise WeightsError(f"{path}: expected a state dict, found a {type(checkpoint).__name__}")
-    return dict(checkpoint)
-
-
-class FamilyWeights(NamedTuple):
-    """What a checkpoint for one of our models holds."""
-
-    state_dict: dict[str, torch.Tensor]
-    num_classes: int
-    in_chans: int
-
-
-def family_of(checkpoint: Mapping[str, Any], *, use_ema: bool | None = None) -> FamilyWeights:
-    """A checkpoint in any layout that `convert_state_dict` knows, out of its wrapper.
-
-    Raises:
-        WeightsError: It holds no weights, or those of another network.
-    """
-    state_dict = unwrap(checkpoint, use_ema=use_ema)
-    in_chans = layout_of(state_dict).stem(state_dict).shape[1]
-    return FamilyWeights(state_dict, num_classes_of(state_dict), in_chans)
-
-
-def read_family(path: str | os.PathLike, *, use_ema: bool | None = None) -> FamilyWeights:
-    """Read a file as `family_of` takes it.
-
-    Raises:
-        WeightsError: As for `read_checkpoint` and `family_of`; the message names the file.
-    """
-    checkpoint = read_checkpoint(path)
-    try:
-        return family_of(checkpoint, use_ema=use_ema)
-    except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from error
 
 
 def weights_in(folder: str | os.PathLike) -> Path:

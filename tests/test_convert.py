@@ -1,4 +1,4 @@
-"""What does not fit is refused with a message that says why; what wraps a state dict is unwrapped."""
+"""What does not fit is refused with a message that says why."""
 
 import logging
 
@@ -10,7 +10,7 @@ from conftest import randomize
 from ports import DLi14
 
 from mnv3 import WeightsError, arch, convert_state_dict
-from mnv3.convert import num_classes_of, unwrap
+from mnv3.convert import num_classes_of
 from mnv3.model import MobileNetV3
 
 
@@ -22,45 +22,6 @@ def small():
 @pytest.fixture(scope="module")
 def timm_small():
     return randomize(timm.create_model("mobilenetv3_small_100")).state_dict()
-
-
-def prefixed(state_dict, *prefixes):
-    return {"".join(prefixes) + key: value for key, value in state_dict.items()}
-
-
-WRAPPERS = {
-    "plain": lambda sd: sd,
-    "state_dict": lambda sd: {"state_dict": sd, "epoch": 3, "arch": "x"},
-    "model": lambda sd: {"model": sd, "optimizer": {"state": {}}},
-    "model_ema": lambda sd: {"model": {}, "model_ema": sd},
-    "ema": lambda sd: {"ema": sd},
-    "torchvision ema": lambda sd: {"model_ema": prefixed(sd, "module.") | {"n_averaged": torch.tensor(5)}},
-    "module": lambda sd: prefixed(sd, "module."),
-    "compiled": lambda sd: prefixed(sd, "_orig_mod."),
-    "compiled in parallel": lambda sd: prefixed(sd, "module.", "_orig_mod."),
-    "parallel compiled": lambda sd: {"state_dict": prefixed(sd, "_orig_mod.", "module.")},
-    "lightning": lambda sd: {"state_dict": prefixed(sd, "model."), "pytorch-lightning_version": "2"},
-    "nested": lambda sd: {"state_dict": {"model": prefixed(sd, "module.")}},
-}
-
-
-@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
-def test_wrapped_checkpoints(wrap, small, timm_small):
-    expected = convert_state_dict(timm_small, small)
-    found = convert_state_dict(wrap(timm_small), small)
-    assert found.keys() == expected.keys() == small.state_dict().keys()
-    assert all(torch.equal(found[key], expected[key]) for key in expected)
-
-
-def test_which_weights_of_a_trainer(small, timm_small):
-    averaged = {key: value + 1 if value.is_floating_point() else value for key, value in timm_small.items()}
-    for name in ("state_dict_ema", "model_ema", "ema"):
-        checkpoint = {"state_dict": timm_small, name: averaged}
-        for use_ema, expected in ((None, averaged), (True, averaged), (False, timm_small)):
-            found = convert_state_dict(checkpoint, small, use_ema=use_ema)
-            assert torch.equal(found["head.bias"], expected["conv_head.bias"])
-    with pytest.raises(WeightsError, match="use_ema=True, but the checkpoint has none of state_dict_ema, model_ema"):
-        convert_state_dict({"state_dict": timm_small}, small, use_ema=True)
 
 
 def test_our_own_state_dict_is_unchanged(small):
@@ -262,17 +223,9 @@ def test_a_mismatch_is_refused_also_for_another_number_of_classes():
 
 def test_num_classes_of():
     assert num_classes_of(torchvision.models.mobilenet_v3_small(num_classes=7).state_dict()) == 7
-    assert (
-        num_classes_of({"state_dict": prefixed(timm.create_model("mobilenetv3_small_050").state_dict(), "module.")})
-        == 1000
-    )
+    assert num_classes_of({"state_dict": timm.create_model("mobilenetv3_small_050").state_dict()}) == 1000
     assert num_classes_of(MobileNetV3("small", num_classes=0).state_dict()) == 0
     assert num_classes_of(DLi14(arch.SMALL, num_classes=3).state_dict()) == 3
-
-
-def test_unwrap_does_not_strip_a_layers_own_name():
-    state_dict = {"model.a.weight": torch.zeros(1), "b.weight": torch.zeros(1)}
-    assert set(unwrap(state_dict)) == set(state_dict)
 
 
 def test_files_without_classifier(tmp_path):
