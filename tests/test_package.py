@@ -14,9 +14,9 @@ import mnv3
 # A file imports only from lower floors.
 FLOORS = [
     {"errors"},
-    {"arch", "recipe"},
-    {"catalog"},
-    {"depthwise", "images"},
+    {"arch", "recipe", "deep", "picture_formats"},
+    {"catalog", "picture_folders"},
+    {"depthwise", "images", "class_folders"},
     {"layers", "data"},
     {"convert", "model", "deploy.fuse", "deploy.formats", "foreign"},
     {"files", *(f"foreign.{name}" for name in ("hdf5", "tensorbundle", "tensorflow", "tflite_file"))},
