@@ -56,7 +56,7 @@ class Grey:
         elif self.low >= 0 and 0 < self.high < self.white / DARK:
             _say(
                 "dark",
-                f"{self.name}: nearly black, its numbers end at {self.high:g}, {self.white:g} is white: {advice}",
+                f"{self.name}: nearly black, its numbers end at {self.high:g}, and {self.white:g} is white: {advice}",
             )
 
 
