@@ -28,7 +28,7 @@ def find(data: Path, split: str) -> Path:
     if found := _there(data, split):
         return found
     raise DataError(
-        f"{data}: expected a folder {' or '.join(_names(split))} in it, with a folder of pictures for each class"
+        f"{data}: expected a folder {split} in it, with a folder of pictures for each class"
         f"{_where_it_may_be(data, split)}"
     )
 

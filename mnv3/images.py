@@ -23,6 +23,7 @@ HEAVY = {"WEBP": 51_000_000, "AVIF": 51_000_000, "HEIF": 51_000_000, "JPEG2000":
 PROGRESSIVE = 75_000_000  # pixels of a JPEG whose coefficients are kept to the end
 SLOW = 8_000_000  # pixels of a format that Pillow decodes in Python
 MAX_SCANS = 100  # of a progressive JPEG; each goes over the whole picture
+MAX_ICON = 4096  # pixels along a side of an ICO
 PART = 2**20  # pixels that are converted at a time
 ORIENTATION = 0x0112  # EXIF's tag
 UPRIGHT = {
@@ -65,6 +66,7 @@ def _read(path: str | os.PathLike, get: Callable[[Image.Image], T]) -> T:
     try:
         if not stat.S_ISREG(mode := path.stat().st_mode):  # opening a FIFO would wait for a writer
             raise PictureError(f"{path}: {'a folder' if stat.S_ISDIR(mode) else 'a FIFO or device'}, not a picture")
+        _check_icon(path)
         with _open(path) as picture:
             _check_size(picture, path)
             return get(picture)
@@ -84,6 +86,21 @@ def _open(path: Path) -> Image.Image:
     with _filters_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large photos are fine; bombs still raise
         return Image.open(path, formats=formats())
+
+
+def _check_icon(path: Path) -> None:
+    """Refuse an ICO with a picture that is none: Pillow decodes it as it opens the file, whatever its size."""
+    with open(path, "rb") as file:
+        start = file.read(6)
+        if start[:4] != b"\0\0\1\0":
+            return
+        entries = [file.read(16) for _ in range(int.from_bytes(start[4:], "little"))]
+        for offset in {int.from_bytes(entry[12:], "little") for entry in entries}:
+            file.seek(offset)
+            head = file.read(24)
+            sides = (head[16:20], head[20:24]) if head.startswith(b"\x89PNG") else (head[4:8][::-1], head[8:12][::-1])
+            if max(abs(int.from_bytes(side, "big", signed=True)) for side in sides) > MAX_ICON:
+                raise ValueError(f"an icon of more than {MAX_ICON} pixels along a side")
 
 
 def _check_size(picture: Image.Image, path: Path) -> None:

@@ -86,8 +86,7 @@ def test_where_the_split_may_be(tmp_path):
     ):
         with pytest.raises(DataError) as caught:
             data.load(str(given), split)
-        names = {"train": "train", "val": "val or valid or validation"}[split]
-        expected = f"{given}: expected a folder {names} in it, with a folder of pictures for each class"
+        expected = f"{given}: expected a folder {split} in it, with a folder of pictures for each class"
         assert str(caught.value) == expected + message.format(given)
 
 

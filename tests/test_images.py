@@ -363,6 +363,94 @@ def test_bad_files_are_named_with_a_reason(photo, tmp_path, make, reason):
         images.load(path)
 
 
+def png_header(width, height) -> bytes:
+    """A PNG of one byte of content."""
+    content = b"\x89PNG\r\n\x1a\n"
+    for name, body in (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"\0")),
+        (b"IEND", b""),
+    ):
+        content += struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+    return content
+
+
+@pytest.mark.parametrize("size", [(1, 170_000_000), (100_001, 10), (11_000, 10_001)])
+def test_too_large_by_the_header(tmp_path, size):
+    """The first took 4.9 GB."""
+    (tmp_path / "x.png").write_bytes(png_header(*size))
+    for read in (images.load, images.size):
+        with pytest.raises(PictureError) as caught:
+            read(tmp_path / "x.png")
+        assert str(caught.value) == (
+            f"{tmp_path}/x.png: cannot be read: {size[0]} x {size[1]} pixels are too many: of a PNG, up to 110,000,000 "
+            "are read, and 100,000 along a side; make it smaller first"
+        )
+
+
+@pytest.mark.parametrize("size", [(1, 170_000_000), (5000, 16)])
+def test_icons_that_hold_something_else(tmp_path, size):
+    """Pillow decodes it in Image.open, and says afterwards that its size is another one."""
+    small, path = io.BytesIO(), tmp_path / "x.ico"
+    Image.new("RGB", (16, 16)).save(small, "png")
+    for content, good in ((small.getvalue(), True), (png_header(*size), False)):
+        path.write_bytes(struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(content), 22) + content)
+        if good:
+            assert images.load(path).size == (16, 16)
+        else:
+            with pytest.raises(PictureError, match=r"x\.ico: cannot be read: an icon of more than 4096 pixels"):
+                images.load(path)
+
+
+def test_jpeg_with_scans_without_end(photo, tmp_path):
+    """Each of a few bytes goes over all of a picture."""
+    content = save(photo, tmp_path / "x.jpg", progressive=True).read_bytes()
+    assert images.load(tmp_path / "x.jpg").size == photo.size
+    last = content.rindex(b"\xff\xda")
+    (tmp_path / "x.jpg").write_bytes(content[:-2] + content[last:-2] * 200 + content[-2:])
+    with pytest.raises(PictureError, match=r"x\.jpg: cannot be read: a JPEG of 2\d\d scans, of at most 100"):
+        images.load(tmp_path / "x.jpg")
+
+
+def test_formats_that_pillow_decodes_in_python(tmp_path):
+    (tmp_path / "x.pgm").write_bytes(b"P5 4000 2001 4095\n")
+    with pytest.raises(PictureError, match="of a PPM, up to 8,000,000 are read"):
+        images.load(tmp_path / "x.pgm")
+    (tmp_path / "y.pgm").write_bytes(b"P5 4000 2001 255\n" + bytes(4000 * 2001))
+    assert images.load(tmp_path / "y.pgm").size == (4000, 2001)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4", "a Git LFS pointer: run `git lfs pull`"),
+        (b"\n<!DOCTYPE html><html>", "an HTML page"),
+        (b"\xef\xbb\xbf<svg>", "an SVG drawing"),
+        (b"%PDF-1.7", "a PDF document"),
+        (b"PK\x03\x04abc", "a zip file"),
+    ],
+)
+def test_what_a_file_is_that_is_no_picture(tmp_path, content, what):
+    (tmp_path / "x.jpg").write_bytes(content)
+    with pytest.raises(PictureError) as caught:
+        images.load(tmp_path / "x.jpg")
+    assert str(caught.value) == f"{tmp_path}/x.jpg: not a picture ({what})"
+
+
+def test_large_pictures_are_converted_part_by_part(tmp_path, monkeypatch):
+    """And give the same as whole."""
+    rng = np.random.default_rng(0)
+    for mode in ("RGBA", "LA", "P", "CMYK", "1", "I;16"):
+        pixels = rng.integers(0, 65536, (37, 53, 4))
+        whole = Image.fromarray((pixels >> 8).astype(np.uint8), "RGBA")
+        whole = Image.fromarray(pixels[..., 0].astype(np.uint16)) if mode == "I;16" else whole.convert(mode)
+        path = save(whole, tmp_path / f"{mode[0]}.tiff")
+        monkeypatch.setattr(images, "PART", 2**20)
+        expected = images.load(path)
+        monkeypatch.setattr(images, "PART", 200)
+        assert difference(images.load(path), expected) == 0
+
+
 def test_paths_that_are_no_files(tmp_path):
     with pytest.raises(PictureError, match=r"/none\.jpg: no such file"):
         images.load(tmp_path / "none.jpg")
