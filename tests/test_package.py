@@ -15,7 +15,7 @@ import mnv3
 FLOORS = [
     {"errors"},
     {"arch", "recipe", "deep", "picture_formats"},
-    {"catalog", "picture_folders"},
+    {"catalog", "picture_folders", "show.fonts"},
     {"depthwise", "images", "class_folders"},
     {"layers", "data"},
     {"convert", "model", "deploy.fuse", "deploy.formats", "foreign"},
