@@ -18,16 +18,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from . import images
-from .errors import choices
+from . import class_folders, images
+from .errors import DataError, choices
 from .recipe import Recipe
 
 HELD_SIDE, HELD_BYTES = 96, 2**30  # pictures up to this many pixels a side, and this much in all, are held in memory
 CIFAR = {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}
-
-
-class DataError(ValueError):
-    """The pictures cannot be used; the message names the folder or file and says why."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +52,8 @@ def load(data: str, split: str, *, data_dir: str = "data", download: bool = Fals
     """The pictures of a split.
 
     Args:
-        data: 'cifar10', 'cifar100', or a folder with train/<class>/*, test/<class>/* or val/<class>/*.
+        data: 'cifar10', 'cifar100', or a folder with train/<class>/*, test/<class>/* or val/<class>/* (or valid/ or
+            validation/).
         split: 'train', 'test' or 'val'.
         data_dir: Where torchvision's CIFAR lies.
         download: Let torchvision download it.
@@ -66,17 +63,10 @@ def load(data: str, split: str, *, data_dir: str = "data", download: bool = Fals
     """
     if data in CIFAR:
         return _cifar(data, split, data_dir, download)
-    folder = Path(data).expanduser() / split
+    folder = Path(data).expanduser()
     if not folder.is_dir():
-        if not folder.parent.is_dir():
-            raise DataError(f"data: no folder {data!r}. {choices(data, CIFAR)} Or a folder with train/<class>/*")
-        raise DataError(f"{data}: expected a folder {split} in it, with a folder of pictures for each class")
-    classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
-    found = [list(images.find(folder / name)) for name in classes]
-    if not classes:
-        raise DataError(f"{folder}: expected a folder of pictures for each class")
-    if empty := [name for name, files in zip(classes, found, strict=True) if not files]:
-        raise DataError(f"{folder}: no pictures in class {', '.join(empty[:5])}: add some or remove the folder")
+        raise DataError(f"data: no folder {data!r}. {choices(data, CIFAR)} Or a folder with train/<class>/*")
+    classes, found = class_folders.read(class_folders.find(folder, split))
     files = [file for files in found for file in files]
     labels = torch.tensor([i for i, files in enumerate(found) for _ in files])
     return Pictures(_held(files) if _small(files) else files, labels, classes)
@@ -86,16 +76,19 @@ def splits(recipe: Recipe) -> dict[str, Pictures]:
     """The pictures of a recipe: 'train', and 'val' and 'test' where there are any.
 
     Raises:
-        DataError: As for `load`, or the splits do not have the same classes.
+        DataError: As for `load`, or there are fewer than two classes, or the splits do not have the same.
     """
+    folder = Path(recipe.data).expanduser()
 
     def get(split: str) -> Pictures:
         return load(recipe.data, split, data_dir=recipe.data_dir, download=recipe.download)
 
     found = {"train": get("train")}
-    for split in ("val", "test"):
-        there = split == "test" if recipe.data in CIFAR else (Path(recipe.data).expanduser() / split).is_dir()
-        if there:
+    if recipe.data in CIFAR:
+        found["test"] = get("test")
+    else:
+        class_folders.check_training(folder, found["train"].classes)
+        for split in class_folders.others(folder):
             found[split] = get(split)
             _check_classes(found["train"].classes, found[split].classes, f"{recipe.data}: train and {split}")
     if "val" not in found and recipe.val_fraction:
@@ -292,4 +285,4 @@ def files_loader(dataset: torch.utils.data.Dataset, batches: Sequence[Any], work
     try:
         yield from torch.utils.data.DataLoader(dataset, batch_sampler=batches, num_workers=workers)
     except DataError as error:  # PyTorch puts a worker's traceback before the message
-        raise DataError(str(error).rpartition(f"\n{__name__}.DataError: ")[2].strip()) from None
+        raise DataError(str(error).rpartition(f"\n{DataError.__module__}.DataError: ")[2].strip()) from None

@@ -11,6 +11,10 @@ class WeightsError(RuntimeError):
     """
 
 
+class DataError(ValueError):
+    """The pictures cannot be used; the message names the folder or file and says why."""
+
+
 class TrainingStopped(RuntimeError):
     """A training cannot go on, or was interrupted; the message says where its last checkpoint is."""
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .class_folders import composed
 from .data import DataError, EvalPictures, Pictures, files_loader
 from .factory import check_pooled, class_names, transforms
 from .files import write_atomically
@@ -104,7 +105,7 @@ def probabilities(
 def _in_order_of(model: nn.Module, pictures: Pictures) -> tuple[list[str], Tensor]:
     """Class names and labels (N,) in the model's order, which need not be that of the folders."""
     check_pooled(model)
-    known, given = class_names(model), pictures.classes
+    known, given = [composed(name) for name in class_names(model) or ()], pictures.classes
     if (channels := getattr(model, "in_chans", 3)) != 3:
         raise DataError(f"the model takes pictures of in_chans={channels}: these are RGB")
     if model.num_classes != len(given):

@@ -1,17 +1,40 @@
 """Pictures from files, as people have them: any mode, any orientation, broken ones with a reason."""
 
 import os
+import stat
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from . import deep
+from .picture_folders import find, spread
+from .picture_formats import formats, suffixes, what_it_is
+
+__all__ = ["PictureError", "find", "formats", "load", "size", "spread", "suffixes"]
 MAX_ASPECT = 8  # longer strips are cropped to this, around the middle: resizing them whole would take gigabytes
-# Pillow has Ghostscript run the first as a program; of the others it reads a header and no picture.
-NOT_READ = ("EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF")
+# What is larger is refused by its header, so that no file takes more than a gigabyte, or much longer than ten seconds.
+MAX_SIDE = 100_000  # pixels
+MAX_PIXELS = 110_000_000
+HEAVY = {"WEBP": 51_000_000, "AVIF": 51_000_000, "HEIF": 51_000_000, "JPEG2000": 40_000_000}  # up to 20 bytes a pixel
+PROGRESSIVE = 75_000_000  # pixels of a JPEG whose coefficients are kept to the end
+SLOW = 8_000_000  # pixels of a format that Pillow decodes in Python
+MAX_SCANS = 100  # of a progressive JPEG; each goes over the whole picture
+MAX_ICON = 4096  # pixels along a side of an ICO
+PART = 2**20  # pixels that are converted at a time
+ORIENTATION = 0x0112  # EXIF's tag
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 T = TypeVar("T")
 _filters_lock = threading.Lock()
 
@@ -20,47 +43,17 @@ class PictureError(ValueError):
     """A file that is not a picture, or one that cannot be read; the message says why."""
 
 
-def formats() -> list[str]:
-    """Pillow's names of the formats that are read, those of its installed plug-ins included."""
-    Image.init()
-    return [kind for kind in Image.OPEN if kind not in NOT_READ]
-
-
-def suffixes() -> set[str]:
-    """File name endings of these formats, in lower case."""
-    kinds = formats()
-    return {suffix for suffix, kind in Image.EXTENSION.items() if kind in kinds}
-
-
-def find(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> Iterator[Path]:
-    """Every file that is named, and every picture (by its ending) in the folders that are, in order of their names.
-
-    Hidden files and folders are left out unless they are named: thumbnails, and macOS's '._cat.jpg', which are none.
-    """
-    endings = suffixes()
-    for path in map(Path, [paths] if isinstance(paths, (str, os.PathLike)) else paths):
-        if path.is_dir():
-            found = (p for p in path.rglob("*") if p.suffix.lower() in endings and p.is_file())
-            yield from sorted(p for p in found if not any(part[0] == "." for part in p.relative_to(path).parts))
-        else:
-            yield path
-
-
-def spread(files: Sequence[Path], count: int) -> list[Path]:
-    """At most `count` of the files, from all along the list, as folders are classes."""
-    step = max(len(files) / count, 1)
-    return [files[int(i * step)] for i in range(min(count, len(files)))]
-
-
 def load(path: str | os.PathLike) -> Image.Image:
-    """A picture as upright 8-bit RGB.
+    """A picture as upright 8-bit RGB; of an animation, its first.
 
-    EXIF orientation is applied, 16- and 32-bit grey is scaled to 8, and transparency is laid on white.
+    EXIF orientation is applied, 16- and 32-bit grey is scaled to 8 (see docs/pictures.md), and transparency is laid on
+    white.
 
     Raises:
-        PictureError: The file is missing, no picture, cut off, or too large to be one (Pillow's limit).
+        PictureError: The file is missing, no picture, cut off, or larger than what is read.
     """
-    return _read(path, lambda picture: _rgb(ImageOps.exif_transpose(picture)))
+    picture, turn = _read(path, lambda picture: (_rgb(picture), UPRIGHT.get(_orientation(picture))))
+    return picture if turn is None else picture.transpose(turn)
 
 
 def size(path: str | os.PathLike) -> tuple[int, int]:
@@ -71,16 +64,21 @@ def size(path: str | os.PathLike) -> tuple[int, int]:
 def _read(path: str | os.PathLike, get: Callable[[Image.Image], T]) -> T:
     path = Path(path)
     try:
+        if not stat.S_ISREG(mode := path.stat().st_mode):  # opening a FIFO would wait for a writer
+            raise PictureError(f"{path}: {'a folder' if stat.S_ISDIR(mode) else 'a FIFO or device'}, not a picture")
+        _check_icon(path)
         with _open(path) as picture:
+            _check_size(picture, path)
             return get(picture)
     except UnidentifiedImageError:
-        empty = path.stat().st_size == 0
-        raise PictureError(f"{path}: not a picture{' (the file is empty)' if empty else ''}") from None
+        raise PictureError(f"{path}: not a picture{what_it_is(path)}") from None
     except FileNotFoundError:
         raise PictureError(f"{path}: no such file") from None
+    except PictureError:
+        raise
     except Exception as error:  # a broken file makes Pillow's readers raise anything
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise PictureError(f"{path}: cannot be read: {reason}") from None
+        raise PictureError(f"{path}: cannot be read: {' '.join(reason.split())}") from None
 
 
 def _open(path: Path) -> Image.Image:
@@ -90,23 +88,70 @@ def _open(path: Path) -> Image.Image:
         return Image.open(path, formats=formats())
 
 
+def _check_icon(path: Path) -> None:
+    """Refuse an ICO with a picture that is none: Pillow decodes it as it opens the file, whatever its size."""
+    with open(path, "rb") as file:
+        start = file.read(6)
+        if start[:4] != b"\0\0\1\0":
+            return
+        entries = [file.read(16) for _ in range(int.from_bytes(start[4:], "little"))]
+        for offset in {int.from_bytes(entry[12:], "little") for entry in entries}:
+            file.seek(offset)
+            head = file.read(24)
+            sides = (head[16:20], head[20:24]) if head.startswith(b"\x89PNG") else (head[4:8][::-1], head[8:12][::-1])
+            if max(abs(int.from_bytes(side, "big", signed=True)) for side in sides) > MAX_ICON:
+                raise ValueError(f"an icon of more than {MAX_ICON} pixels along a side")
+
+
+def _check_size(picture: Image.Image, path: Path) -> None:
+    """Refuse what would take too much memory or time, before anything is decoded."""
+    width, height = picture.size
+    limit, kind = HEAVY.get(picture.format, MAX_PIXELS), picture.format
+    if picture.info.get("progressive"):
+        limit, kind = PROGRESSIVE, f"progressive {kind}"
+        if (scans := path.read_bytes().count(b"\xff\xda")) > MAX_SCANS:
+            raise ValueError(f"a JPEG of {scans} scans, of at most {MAX_SCANS} that are read")
+    if any(tile[0] in Image.DECODERS for tile in getattr(picture, "tile", ())):
+        limit = SLOW
+    if width * height > limit or max(width, height) > MAX_SIDE:
+        raise ValueError(
+            f"{width} x {height} pixels are too many: of a {kind}, up to {limit:,} are read, and {MAX_SIDE:,} along a "
+            "side; make it smaller first"
+        )
+
+
+def _orientation(picture: Image.Image) -> int:
+    try:
+        return picture.getexif().get(ORIENTATION, 1)
+    except Exception:  # damaged EXIF is no reason to refuse a picture
+        return 1
+
+
 def _rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith(("I", "F")):
-        picture = _grey(picture)
+    picture.load()
+    left, top, right, bottom = box = _middle(picture.size)
+    if picture.mode == "RGB" and not picture.has_transparency_data:
+        return picture.crop(box)
+    grey = deep.Grey(picture) if deep.is_deep(picture) else None
+    found = Image.new("RGB", (right - left, bottom - top))
+    rows = max(1, PART // found.width)
+    for y in range(top, bottom, rows):  # so that no third copy of a large picture is made
+        part = picture.crop((left, y, right, min(y + rows, bottom)))
+        found.paste(grey(part) if grey else _on_white(part), (0, y - top))
+    if grey:
+        grey.say_if_odd()
+    return found
+
+
+def _middle(size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The box of a picture that is left of a long strip."""
+    sides = [min(side, MAX_ASPECT * min(size)) for side in size]
+    left, top = ((a - b) // 2 for a, b in zip(size, sides, strict=True))
+    return left, top, left + sides[0], top + sides[1]
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    picture = picture.convert("RGB")
-    short, long = sorted(picture.size)
-    if long > MAX_ASPECT * short:
-        size = tuple(min(side, MAX_ASPECT * short) for side in picture.size)
-        picture = ImageOps.crop(picture, tuple((a - b) // 2 for a, b in zip(picture.size, size, strict=True)))
-    return picture
-
-
-def _grey(picture: Image.Image) -> Image.Image:
-    """8-bit grey from 16 or 32 bits a pixel, where Pillow's own conversion clips to white."""
-    picture = picture.convert("F")
-    high = picture.getextrema()[1]
-    white = next((white for white in (1, 255, 65535) if high <= white), high)  # no file says what its white is
-    return picture.point(lambda value: value * (255 / white) + 0.5).convert("L")
+    return picture.convert("RGB")

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import unicodedata
 from dataclasses import asdict
 from types import SimpleNamespace
 
@@ -199,6 +200,16 @@ def test_classes_in_another_order():
     assert (found.classes, list(found.per_class)) == (names, names)
     assert_equal(found, by_hand(Fake(4), reordered))
     assert found != evaluate(Fake(4), pictures)
+
+
+def test_unicode_forms_of_the_names_do_not_matter():
+    """Weights of names that macOS had decomposed sort their classes in another way than the composed names do."""
+    names = ["caf\u0065\u0301", "cafz", "dog", "u"]
+    folders = sorted(unicodedata.normalize("NFC", name) for name in names)
+    assert folders[:2] == ["cafz", "caf\u00e9"]
+    found = evaluate(Fake(4, names), held(names=folders))
+    assert found.classes == ["caf\u00e9", "cafz", "dog", "u"]
+    assert found == evaluate(Fake(4, found.classes), held(names=folders))
 
 
 @pytest.mark.parametrize("names", [None, ["a", "b", "c", "d"], ["a", "b"]])

@@ -1,16 +1,19 @@
 """Pictures as people have them."""
 
 import io
+import os
+import struct
 import warnings
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageCms, ImageOps, features
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError, features
 from torchvision.transforms.functional import pil_to_tensor
 
-from mnv3 import images
+from mnv3 import deep, images
 from mnv3.images import PictureError
 
 
@@ -87,15 +90,160 @@ def test_16_bit_grey_is_scaled_not_clipped(photo, tmp_path, suffix):
         assert difference(images.load(path), grey.convert("RGB")) == 0
 
 
+# Numbers of 12, 16 and 32 bits
+
+TIFF_TYPES = {1: "B", 2: "s", 3: "H", 4: "I", 8: "h", 9: "i", 11: "f"}
+RAMP = np.arange(256)
+
+
+def write_tiff(path, values, bits, tags=(), *, order="<"):
+    """A grey TIFF by hand, its numbers packed as they are; `tags` are (number, type, value), as TIFF 6.0 has them."""
+    height, width = values.shape
+    if bits == 12:
+        pairs = values.astype(np.uint32).reshape(-1, 2)
+        words = (pairs[:, 0] << 12 | pairs[:, 1])[:, None]
+        content = ((words >> [16, 8, 0]) & 255).astype(np.uint8).tobytes()
+    else:
+        content = values.astype(values.dtype.newbyteorder(order)).tobytes()
+    found = {256: (4, width), 257: (4, height), 258: (3, bits), 259: (3, 1), 262: (3, 1), 273: (4, 8), 277: (3, 1)}
+    found |= {278: (4, height), 279: (4, len(content))} | {number: (kind, value) for number, kind, value in tags}
+    directory = struct.pack(order + "H", len(found))
+    for number, (kind, value) in sorted(found.items()):
+        directory += struct.pack(order + "HHI", number, kind, 1) + struct.pack(order + TIFF_TYPES[kind], value).ljust(
+            4, b"\0"
+        )
+    start = b"II*\0" if order == "<" else b"MM\0*"
+    path.write_bytes(start + struct.pack(order + "I", 8 + len(content)) + content + directory + b"\0" * 4)
+    return path
+
+
+def grey_of(path) -> np.ndarray:
+    loaded = np.asarray(images.load(path))
+    assert (loaded == loaded[..., :1]).all()
+    return loaded[..., 0]
+
+
+def png_16(path, values, *chunks):
+    """A 16-bit grey PNG with more chunks after its header."""
+    data = io.BytesIO()
+    Image.fromarray(values.astype(np.uint16)).save(data, "png")
+    more = b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
+    )
+    path.write_bytes(data.getvalue()[:33] + more + data.getvalue()[33:])
+    return path
+
+
+@pytest.fixture
+def says(monkeypatch, caplog):
+    """What is logged, with nothing said before."""
+    monkeypatch.setattr(deep, "_said", set())
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tiff"])
+def test_gain_does_not_depend_on_the_picture(tmp_path, suffix):
+    """256 of 65535 was black and 255 white: two exposures a count apart were 255-fold apart (F2-07)."""
+    for peak in (200, 255, 256, 300, 1000, 4095, 65535):
+        ramp = np.linspace(0, peak, 64).round().astype(np.uint16).reshape(8, 8)
+        found = grey_of(save(Image.fromarray(ramp), tmp_path / f"{peak}{suffix}"))
+        assert np.array_equal(found, (ramp / 257 + 0.5).astype(np.uint8))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize(
-    ("dtype", "white"), [("int32", 255), ("int32", 65535), ("int32", 2**31 - 1), ("float32", 1), ("float32", 255)]
+    ("bits", "dtype", "tags", "black", "white"),
+    [
+        (16, "u2", (), 0, 65535),
+        (12, "u2", (), 0, 4095),
+        (16, "u2", [(341, 3, 4095)], 0, 4095),
+        (16, "u2", [(340, 3, 1000), (341, 3, 3000)], 1000, 3000),
+        (16, "u2", [(280, 3, 1000), (281, 3, 3000)], 0, 65535),  # statistics, says TIFF 6.0
+        (16, "u2", [(341, 3, 0)], 0, 65535),  # nonsense
+        (16, "u2", [(341, 2, b"dull")], 0, 65535),
+        (16, "u2", [(262, 3, 0)], 65535, 0),  # white is zero
+        (16, "i2", [(339, 3, 2)], 0, 32767),
+        (16, "i2", [(339, 3, 2), (340, 8, -1000), (341, 8, 3000)], -1000, 3000),
+        (32, "i4", [(339, 3, 2)], 0, 2**31 - 1),
+        (32, "u4", [(339, 3, 1)], 0, 2**32 - 1),
+        (32, "u4", [(339, 3, 1), (341, 4, 4095)], 0, 4095),
+        (32, "f4", [(339, 3, 3)], 0, 1),
+        (32, "f4", [(339, 3, 3), (340, 11, -1000.0), (341, 11, 3000.0)], -1000, 3000),
+    ],
 )
-def test_32_bit_numbers(tmp_path, dtype, white):
-    """No such file says what its white is: the least usual number is taken that holds its brightest pixel."""
-    ramp = np.arange(256).reshape(16, 16)
-    deep = Image.fromarray((ramp * (white / 255)).astype(dtype))
-    loaded = images.load(save(deep, tmp_path / "x.tiff"))
-    assert np.abs(np.asarray(loaded)[..., 0] - ramp).max() <= (0 if white in (1, 255) else 1)
+def test_tiff_by_its_type_and_tags(tmp_path, bits, dtype, tags, black, white, order):
+    """A ramp from black to white is one in 8 bits too, whatever the file calls them."""
+    exact = black + RAMP / 255 * (white - black)
+    values = (exact if dtype == "f4" else exact.round()).astype(dtype).reshape(16, 16)
+    path = write_tiff(tmp_path / "x.tiff", values, bits, tags, order=order)
+    try:
+        with Image.open(path):
+            pass
+    except UnidentifiedImageError:
+        with pytest.raises(PictureError, match="not a picture"):
+            images.load(path)
+        assert order == ">"
+        assert (262, 3, 0) in tags or dtype == "u4" or bits == 12, "Pillow has no such mode"
+        return
+    assert np.abs(grey_of(path).astype(int).flatten() - RAMP).max() <= (1 if abs(white - black) < 5000 else 0)
+
+
+def test_png_of_16_bits(tmp_path):
+    """sBIT says how many bits a sample had before it was scaled to 16 (PNG, 11.3.2.7): white stays where it is."""
+    values = (RAMP * 257).reshape(16, 16)
+    for chunks in ((), [(b"sBIT", bytes([12]))]):
+        assert np.array_equal(grey_of(png_16(tmp_path / "x.png", values, *chunks)).flatten(), RAMP)
+    found = grey_of(png_16(tmp_path / "x.png", values, (b"tRNS", struct.pack(">H", 100 * 257)))).flatten()
+    assert np.array_equal(found, np.where(RAMP == 100, 255, RAMP)), "what is transparent is white"
+
+
+@pytest.mark.parametrize("white", [4095, 65535])
+def test_pgm_says_its_white(tmp_path, white):
+    values = (RAMP / 255 * white).round().astype(">u2")
+    (tmp_path / "x.pgm").write_bytes(b"P5 16 16 %d\n" % white + values.tobytes())
+    assert np.array_equal(grey_of(tmp_path / "x.pgm").flatten(), RAMP)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
+def test_colours_of_16_bits(tmp_path, mode):
+    """Pillow takes the upper 8 bits of each."""
+    channels = {"RGB": 3, "RGBA": 4, "LA": 2}[mode]
+    values = np.repeat((RAMP * 257).astype(">u2")[:, None], channels, 1)
+    if channels != 3:
+        values[:, -1] = 65535
+    kind = {"RGB": 2, "RGBA": 6, "LA": 4}[mode]
+    rows = b"".join(b"\0" + row.tobytes() for row in values.reshape(16, 16 * channels))
+    png_16(tmp_path / "x.png", np.zeros((16, 16)))  # for its end
+    content = b"\x89PNG\r\n\x1a\n"
+    for name, body in (
+        (b"IHDR", struct.pack(">IIBBBBB", 16, 16, 16, kind, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    ):
+        content += struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+    (tmp_path / "x.png").write_bytes(content)
+    assert np.array_equal(grey_of(tmp_path / "x.png").flatten(), RAMP)
+
+
+def test_numbers_that_do_not_fit_their_type_are_said_once(tmp_path, says):
+    """Numbers of a 12-bit sensor in a file of 16 bits without a word: nearly black, and said so."""
+    for i in range(2):
+        path = save(Image.fromarray(np.full((4, 4), 4095, np.uint16)), tmp_path / f"{i}.png")
+        assert grey_of(path).max() == 16
+        save(Image.fromarray(np.full((4, 4), 300, np.float32)), tmp_path / f"{i}.tiff")
+        assert grey_of(tmp_path / f"{i}.tiff").max() == 255
+    advice = "a file has to say so where another number is white (docs/pictures.md); said once"
+    assert says() == [
+        f"{tmp_path}/0.png: nearly black, its numbers end at 4095, and 65535 is white: {advice}",
+        f"{tmp_path}/0.tiff: has numbers up to 300, but 1 is white: {advice}",
+    ]
+
+
+def test_the_tag_that_the_docs_advise(tmp_path, says):
+    deep_picture = Image.fromarray((RAMP / 255 * 4095).round().astype(np.uint16).reshape(16, 16))
+    path = save(deep_picture, tmp_path / "x.tiff", tiffinfo={341: 4095})
+    assert np.abs(grey_of(path).flatten().astype(int) - RAMP).max() <= 0
+    assert says() == []
 
 
 @pytest.mark.parametrize("values", [[0, 0], [-5, -1], [np.nan, 1], [np.inf, 0]])
@@ -215,12 +363,106 @@ def test_bad_files_are_named_with_a_reason(photo, tmp_path, make, reason):
         images.load(path)
 
 
+def png_header(width, height) -> bytes:
+    """A PNG of one byte of content."""
+    content = b"\x89PNG\r\n\x1a\n"
+    for name, body in (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"\0")),
+        (b"IEND", b""),
+    ):
+        content += struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+    return content
+
+
+@pytest.mark.parametrize("size", [(1, 170_000_000), (100_001, 10), (11_000, 10_001)])
+def test_too_large_by_the_header(tmp_path, size):
+    """The first took 4.9 GB."""
+    (tmp_path / "x.png").write_bytes(png_header(*size))
+    for read in (images.load, images.size):
+        with pytest.raises(PictureError) as caught:
+            read(tmp_path / "x.png")
+        assert str(caught.value) == (
+            f"{tmp_path}/x.png: cannot be read: {size[0]} x {size[1]} pixels are too many: of a PNG, up to 110,000,000 "
+            "are read, and 100,000 along a side; make it smaller first"
+        )
+
+
+@pytest.mark.parametrize("size", [(1, 170_000_000), (5000, 16)])
+def test_icons_that_hold_something_else(tmp_path, size):
+    """Pillow decodes it in Image.open, and says afterwards that its size is another one."""
+    small, path = io.BytesIO(), tmp_path / "x.ico"
+    Image.new("RGB", (16, 16)).save(small, "png")
+    for content, good in ((small.getvalue(), True), (png_header(*size), False)):
+        path.write_bytes(struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(content), 22) + content)
+        if good:
+            assert images.load(path).size == (16, 16)
+        else:
+            with pytest.raises(PictureError, match=r"x\.ico: cannot be read: an icon of more than 4096 pixels"):
+                images.load(path)
+
+
+def test_jpeg_with_scans_without_end(photo, tmp_path):
+    """Each of a few bytes goes over all of a picture."""
+    content = save(photo, tmp_path / "x.jpg", progressive=True).read_bytes()
+    assert images.load(tmp_path / "x.jpg").size == photo.size
+    last = content.rindex(b"\xff\xda")
+    (tmp_path / "x.jpg").write_bytes(content[:-2] + content[last:-2] * 200 + content[-2:])
+    with pytest.raises(PictureError, match=r"x\.jpg: cannot be read: a JPEG of 2\d\d scans, of at most 100"):
+        images.load(tmp_path / "x.jpg")
+
+
+def test_formats_that_pillow_decodes_in_python(tmp_path):
+    (tmp_path / "x.pgm").write_bytes(b"P5 4000 2001 4095\n")
+    with pytest.raises(PictureError, match="of a PPM, up to 8,000,000 are read"):
+        images.load(tmp_path / "x.pgm")
+    (tmp_path / "y.pgm").write_bytes(b"P5 4000 2001 255\n" + bytes(4000 * 2001))
+    assert images.load(tmp_path / "y.pgm").size == (4000, 2001)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4", "a Git LFS pointer: run `git lfs pull`"),
+        (b"\n<!DOCTYPE html><html>", "an HTML page"),
+        (b"\xef\xbb\xbf<svg>", "an SVG drawing"),
+        (b"%PDF-1.7", "a PDF document"),
+        (b"PK\x03\x04abc", "a zip file"),
+    ],
+)
+def test_what_a_file_is_that_is_no_picture(tmp_path, content, what):
+    (tmp_path / "x.jpg").write_bytes(content)
+    with pytest.raises(PictureError) as caught:
+        images.load(tmp_path / "x.jpg")
+    assert str(caught.value) == f"{tmp_path}/x.jpg: not a picture ({what})"
+
+
+def test_large_pictures_are_converted_part_by_part(tmp_path, monkeypatch):
+    """And give the same as whole."""
+    rng = np.random.default_rng(0)
+    for mode in ("RGBA", "LA", "P", "CMYK", "1", "I;16"):
+        pixels = rng.integers(0, 65536, (37, 53, 4))
+        whole = Image.fromarray((pixels >> 8).astype(np.uint8), "RGBA")
+        whole = Image.fromarray(pixels[..., 0].astype(np.uint16)) if mode == "I;16" else whole.convert(mode)
+        path = save(whole, tmp_path / f"{mode[0]}.tiff")
+        monkeypatch.setattr(images, "PART", 2**20)
+        expected = images.load(path)
+        monkeypatch.setattr(images, "PART", 200)
+        assert difference(images.load(path), expected) == 0
+
+
 def test_paths_that_are_no_files(tmp_path):
     with pytest.raises(PictureError, match=r"/none\.jpg: no such file"):
         images.load(tmp_path / "none.jpg")
     with pytest.raises(PictureError) as caught:
         images.load(tmp_path)
-    assert str(caught.value) == f"{tmp_path}: cannot be read: Is a directory"
+    assert str(caught.value) == f"{tmp_path}: a folder, not a picture"
+    os.mkfifo(tmp_path / "fifo.png")
+    for path in (tmp_path / "fifo.png", "/dev/zero"):
+        with pytest.raises(PictureError, match="a FIFO or device, not a picture"):
+            images.load(path)
+        with pytest.raises(PictureError, match="a FIFO or device, not a picture"):
+            images.size(path)
 
 
 def test_find(photo, tmp_path):

@@ -14,9 +14,9 @@ import mnv3
 # A file imports only from lower floors.
 FLOORS = [
     {"errors", "folder_lock", "recipe_yaml"},
-    {"arch", "recipe"},
-    {"catalog"},
-    {"depthwise", "images"},
+    {"arch", "recipe", "deep", "picture_formats"},
+    {"catalog", "picture_folders", "show.fonts"},
+    {"depthwise", "images", "class_folders"},
     {"layers", "data", "tensors"},
     {"layouts", "archives"},
     {"wrappers"},

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import choices
 from ..files import write_atomically
+from . import fonts
 
 ENDINGS = (".png", ".svg")
 WIDTH = 8.3  # inches; at 100 pixels an inch as wide as a README
@@ -22,14 +23,6 @@ DPI = 150
 BLUE, ORANGE, GREEN, RED, SKY, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7"
 LIGHT = {"ink": "#1f2328", "paper": "#ffffff", "cycle": (BLUE, ORANGE, GREEN, RED, SKY, PURPLE)}
 DARK = {"ink": "#e6e6e6", "paper": "#16191d", "cycle": (SKY, ORANGE, GREEN, PURPLE, RED, BLUE)}
-CJK = (
-    "Noto Sans CJK SC",
-    "Source Han Sans SC",
-    "WenQuanYi Zen Hei",
-    "WenQuanYi Micro Hei",
-    "Microsoft YaHei",
-    "PingFang SC",
-)
 Draw = Callable[[Any], Any]  # onto a part of a figure; what it returns is called when all has its place
 Row = tuple[float, Sequence[Draw]]  # its height in inches, and what is side by side in it
 
@@ -64,16 +57,8 @@ def page(path: str | os.PathLike | None, *, dark: bool = False, extra: str = "vi
         "text.parse_math": False,  # a class may have a dollar in its name
         "svg.hashsalt": "mnv3",  # the same figure is the same file
     }
-    with matplotlib.rc_context({"font.family": _fonts()} | ink | paper | sizes | rest):
+    with matplotlib.rc_context({"font.family": [fonts.OWN]} | ink | paper | sizes | rest):
         yield
-
-
-def _fonts() -> list[str]:
-    """matplotlib's own, and one with Chinese where there is one, as classes may have such names."""
-    from matplotlib import font_manager
-
-    there = {font.name for font in font_manager.fontManager.ttflist}
-    return ["DejaVu Sans", *[name for name in CJK if name in there][:1]]
 
 
 def check(path: str | os.PathLike, endings: Sequence[str]) -> None:
@@ -138,6 +123,7 @@ def sheet(
         places = line.subfigures(1, len(parts), squeeze=False, width_ratios=ratios)[0]
         late += [draw(place) for place, draw in zip(places, parts, strict=True)]
     if any(late):
+        fonts.fit(figure)
         figure.draw_without_rendering()
     for finish_part in filter(None, late):
         finish_part()
@@ -160,6 +146,7 @@ def inches(place: Any) -> tuple[float, float]:
 
 def finish(figure: Any, path: str | os.PathLike | None) -> Any:
     """The figure, laid out in the style of its page, and written to `path` if there is one."""
+    fonts.fit(figure)
     figure.draw_without_rendering()  # ticks are made late, and would take the style of whoever draws the figure then
     figure.set_layout_engine("none")  # once is enough, and takes half of the time
     if path is not None:
