@@ -20,7 +20,7 @@ from timm.models import (
 from timm.models._builder import PretrainedCfg, pretrained_cfg_for_features, resolve_pretrained_cfg
 from torch import nn
 
-from . import files, hub
+from . import files, folder, hub, trained
 from .arch import VARIANTS
 from .catalog import CATALOG, Checkpoint, checkpoints, find
 from .convert import convert_state_dict
@@ -77,6 +77,8 @@ def _create(
     **kwargs: Any,
 ) -> nn.Module:
     variant = VARIANTS[name]
+    if isinstance(pretrained_cfg, dict) and pretrained_cfg.get("source") in folder.PLACES:
+        pretrained_cfg = folder.checked(name, pretrained_cfg, kwargs.get("pretrained_model_args") or {})
     if isinstance(pretrained, str):
         pretrained_cfg, pretrained = find(name, pretrained).tag, True
     elif not isinstance(pretrained, bool):
@@ -86,14 +88,24 @@ def _create(
     except RuntimeError:
         find(name, str(pretrained_cfg))  # says which tags there are
         raise
+    overlay = pretrained_cfg_overlay or {}
+    if pretrained_cfg is None and not (pretrained and overlay.keys().isdisjoint(folder.SOURCES)):
+        # random weights, or others than those published: nothing of the default ones is true of them
+        cfg = dataclasses.replace(cfg, **(trained.UNKNOWN | {k: overlay[k] for k in trained.UNKNOWN if k in overlay}))
     defaults = {"arch": variant.table, "width": variant.width, "pad_type": variant.pad_type}
     kwargs = defaults | kwargs
     model_args = {key: value for key, value in kwargs.items() if key not in _TIMM_ARGS}
     probe = MobileNetV3(**(model_args | {"device": "meta"}))  # bad values are refused before anything is fetched
     load_cfg = cfg
     if pretrained:
-        kwargs.setdefault("in_chans", cfg.input_size[0])
-        load_cfg = _with_weights(cfg, cache_dir, any_classes=features_only or "num_classes" in kwargs)
+        load_cfg = _with_weights(
+            cfg,
+            cache_dir,
+            any_classes=features_only or "num_classes" in kwargs,
+            in_chans=(kwargs.get("pretrained_model_args") or {}).get("in_chans"),
+        )
+        kwargs.setdefault("in_chans", load_cfg.input_size[0])
+        cfg = dataclasses.replace(cfg, num_classes=load_cfg.num_classes, input_size=load_cfg.input_size)
     model = build_model_with_cfg(
         MobileNetV3,
         name,
@@ -111,10 +123,19 @@ def _create(
     return model
 
 
-def _with_weights(cfg: PretrainedCfg, cache_dir: Any, *, any_classes: bool) -> PretrainedCfg:
-    """The configuration with its verified weights in it, described as they are, for timm to adapt and load."""
+def _with_weights(
+    cfg: PretrainedCfg, cache_dir: Any, *, any_classes: bool, in_chans: int | None = None
+) -> PretrainedCfg:
+    """The configuration with its verified weights in it, described as they are, for timm to adapt and load.
+
+    Args:
+        cfg: Where they are.
+        cache_dir: For what is downloaded.
+        any_classes: Whether the model need not have as many classes as `cfg` says.
+        in_chans: The channels that the weights are said to have.
+    """
     if cfg.state_dict:  # given with pretrained_cfg_overlay, it comes before any file, as in timm
-        path, found = "the state dict", files.family_of(cfg.state_dict)
+        path, found = cfg.file or "the state dict", files.family_of(cfg.state_dict)
     else:
         path = hub.locate(cfg, cache_dir=cache_dir)
         found = files.read_family(path)
@@ -125,6 +146,8 @@ def _with_weights(cfg: PretrainedCfg, cache_dir: Any, *, any_classes: bool) -> P
             f"{path} {has}, {cfg.architecture} {cfg.num_classes}: pass num_classes={max(classes, 0)} to take it "
             "as it is, or another number for a new classifier"
         )
+    if in_chans not in (None, found.in_chans):
+        raise WeightsError(f"{path} is for pictures of {found.in_chans} channels, {folder.CONFIG_FILE} says {in_chans}")
     return dataclasses.replace(
         cfg,
         source=None,
