@@ -26,6 +26,7 @@ from .catalog import CATALOG, Checkpoint, checkpoints, find
 from .convert import convert_state_dict
 from .errors import WeightsError
 from .model import MobileNetV3
+from .schema import SOURCES
 
 __all__: list[str] = []  # register_model adds the names
 
@@ -89,7 +90,7 @@ def _create(
         find(name, str(pretrained_cfg))  # says which tags there are
         raise
     overlay = pretrained_cfg_overlay or {}
-    if pretrained_cfg is None and not (pretrained and overlay.keys().isdisjoint(folder.SOURCES)):
+    if pretrained_cfg is None and not (pretrained and overlay.keys().isdisjoint(SOURCES)):
         # random weights, or others than those published: nothing of the default ones is true of them
         cfg = dataclasses.replace(cfg, **(trained.UNKNOWN | {k: overlay[k] for k in trained.UNKNOWN if k in overlay}))
     defaults = {"arch": variant.table, "width": variant.width, "pad_type": variant.pad_type}
@@ -147,7 +148,7 @@ def _with_weights(
             "as it is, or another number for a new classifier"
         )
     if in_chans not in (None, found.in_chans):
-        raise WeightsError(f"{path} is for pictures of {found.in_chans} channels, {folder.CONFIG_FILE} says {in_chans}")
+        raise WeightsError(f"{path} is for pictures of {found.in_chans} channels, {files.CONFIG_FILE} says {in_chans}")
     return dataclasses.replace(
         cfg,
         source=None,

@@ -11,7 +11,7 @@ from .arch import VARIANTS
 from .catalog import TORCHVISION_NAMES, arch_named, find
 from .convert import layout_of
 from .errors import WeightsError
-from .folder import check_args, check_cfg
+from .schema import check_args, check_cfg
 
 # Of weights whose origin nothing says: not that of the published ones for the same model, nor their classes' names.
 UNKNOWN = dict.fromkeys(("tag", "license", "origin_url", "label_names", "label_descriptions"))

@@ -194,9 +194,8 @@ def test_predict_single_files(run, fails, pictures, net, tmp_path):
     assert status == 0
     assert out.count("class ") == 4
     message = fails("predict", pictures / "a.png", "--checkpoint", tmp_path / "x.pth")
-    assert (
-        message == f"mnv3: {tmp_path / 'x.pth'}: a single file does not say which model it is for: give --model ARCH\n"
-    )
+    advice = "a single file does not say which model it is for: give its name (model, --model, --arch). Allowed: "
+    assert message.startswith(f"mnv3: {tmp_path / 'x.pth'}: {advice}mnv3_large, mnv3_small, ")
     message = fails("predict", pictures / "a.png", "--checkpoint", tmp_path / "x.pth", "--model", "mnv3_small")
     assert "The file fits mnv3_small_050" in message
     message = fails("predict", pictures / "a.png", "--checkpoint", net, "--model", "mnv3_large")
@@ -470,4 +469,7 @@ def test_convert_real_weights(run, shared, tmp_path):
     assert run("convert", source, tmp_path / "out", "--arch", "mnv3_small_tf")[0] == 0
     assert run("predict", *pictures, "--checkpoint", tmp_path / "out")[1] == before
     file = source / "model.safetensors"
-    assert run("predict", *pictures, "--checkpoint", file, "--model", "mnv3_small_tf")[1] == before
+    assert run("predict", *pictures, "--checkpoint", file, "--model", "mnv3_small_tf.in1k")[1] == before
+    alone = run("predict", *pictures, "--checkpoint", file, "--model", "mnv3_small_tf")[1]
+    assert "tench" not in alone, "nothing says that these are ImageNet's classes"
+    assert [line.split("%")[0] for line in alone.splitlines()] == [line.split("%")[0] for line in before.splitlines()]

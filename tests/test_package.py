@@ -19,7 +19,7 @@ FLOORS = [
     {"depthwise", "images"},
     {"layers", "data"},
     {"convert", "model", "deploy.fuse", "deploy.formats", "foreign"},
-    {"files", *(f"foreign.{name}" for name in ("hdf5", "tensorbundle", "tensorflow", "tflite_file"))},
+    {"files", "schema", *(f"foreign.{name}" for name in ("hdf5", "tensorbundle", "tensorflow", "tflite_file"))},
     {"folder", "foreign.keras", "foreign.slim", "foreign.to_others", "foreign.tflite_values"},
     {"trained", "foreign.tflite_layers"},
     {"foreign.tflite"},
