@@ -97,10 +97,14 @@ def load_checkpoint(
     overlay |= kwargs.pop("pretrained_cfg_overlay", None) or {}
     kwargs = dict(found.model_args) | kwargs
     if Path(path).is_dir():
+        name = arch
         described = {"pretrained_cfg": found.cfg, "pretrained_model_args": found.model_args}
-        return timm.create_model(arch, pretrained=True, pretrained_cfg_overlay=overlay, **(described | kwargs))
-    kwargs.setdefault("num_classes", found.weights.num_classes)
-    return create_model(found.name, pretrained=True, pretrained_cfg_overlay=found.cfg | overlay, **kwargs)
+    else:
+        name, overlay, described = found.name, found.cfg | overlay, {"num_classes": found.weights.num_classes}
+    try:
+        return create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **(described | kwargs))
+    except WeightsError as error:
+        raise WeightsError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
 
 
 class Source(NamedTuple):
