@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,7 +63,8 @@ def _from_source(name: str, **kwargs: Any) -> nn.Module:
             place = f"{repo}@{file.parent.name}"
     arch = _arch_of(config, place)
     cfg, args = parse(config, SOURCES[source], place)
-    return timm.create_model(arch, pretrained_cfg=cfg, pretrained_model_args=args, **(args | kwargs))
+    with _naming(place):
+        return timm.create_model(arch, pretrained_cfg=cfg, pretrained_model_args=args, **(args | kwargs))
 
 
 def load_checkpoint(
@@ -101,10 +103,17 @@ def load_checkpoint(
         described = {"pretrained_cfg": found.cfg, "pretrained_model_args": found.model_args}
     else:
         name, overlay, described = found.name, found.cfg | overlay, {"num_classes": found.weights.num_classes}
-    try:
+    with _naming(path):
         return create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **(described | kwargs))
+
+
+@contextmanager
+def _naming(place: str | os.PathLike) -> Iterator[None]:
+    """Let errors of weights say whose they are."""
+    try:
+        yield
     except WeightsError as error:
-        raise WeightsError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+        raise WeightsError(str(error) if str(place) in str(error) else f"{place}: {error}") from error
 
 
 class Source(NamedTuple):
@@ -148,10 +157,8 @@ def read_source(path: str | os.PathLike, *, model: str | None = None, use_ema: b
 def _read(file: Path, use_ema: bool | None) -> tuple[files.FamilyWeights, trained.Training]:
     """The weights of a file, and what it says beside them."""
     checkpoint = files.read_checkpoint(file)
-    try:
+    with _naming(file):
         return files.family_of(checkpoint, use_ema=use_ema), trained.training_of(checkpoint)
-    except WeightsError as error:
-        raise WeightsError(f"{file}: {error}") from error
 
 
 def check_architecture(folder: str | os.PathLike, expected: str | None = None) -> str:

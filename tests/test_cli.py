@@ -202,6 +202,30 @@ def test_predict_single_files(run, fails, pictures, net, tmp_path):
     assert f"{net} holds mnv3_small_cifar, not mnv3_large" in message
 
 
+@pytest.mark.parametrize("name", ["missing.pth", "runs/missing", "last.pth.tar", "mnv3_small.safetensors"])
+def test_a_file_that_is_not_there(fails, pictures, noisy, tmp_path, name):
+    """It is not taken for a model of that name."""
+    for command in (
+        ("eval", name, "--data", noisy),
+        ("export", name, "--to", "pt2"),
+        ("predict", pictures, "--model", name),
+        ("finetune", "folder", "--set", f"model={name}", f"data={noisy}", "--out", tmp_path / "out"),
+    ):
+        assert f"mnv3: {name}: no such file or folder" in fails(*command)
+
+
+def test_predict_by_source(run, fails, pictures, net):
+    """As timm names folders and repositories."""
+    expected = run("predict", pictures / "a.png", "--checkpoint", net)
+    assert expected[0] == 0
+    for option in ("--model", "--checkpoint"):
+        assert run("predict", pictures / "a.png", option, f"local-dir:{net}") == expected
+    message = fails("predict", pictures / "a.png", "--model", f"local-dir:{net}x")
+    assert f"{net}x is no weights folder: it has no config.json" in message
+    message = fails("predict", pictures / "a.png", "--checkpoint", f"local-dir:{net}", "--ema")
+    assert "use_ema is for files and folders" in message
+
+
 def test_predict_wrong_usage(run, fails, pictures, net, tmp_path):
     assert f"no pictures in {tmp_path}" in fails("predict", tmp_path, "--checkpoint", net)
     assert "--device nonsense" in fails("predict", pictures / "a.png", "--checkpoint", net, "--device", "nonsense")
@@ -465,11 +489,11 @@ def test_convert_real_weights(run, shared, tmp_path):
     pictures = sorted((shared / "images" / "imagenet_half").glob("*.jpg"))[:3]
     status, before, _ = run("predict", *pictures, "--checkpoint", source)
     assert status == 0
-    assert "tench" in before.splitlines()[1]
+    assert "%  tench" in before.splitlines()[1]
     assert run("convert", source, tmp_path / "out", "--arch", "mnv3_small_tf")[0] == 0
     assert run("predict", *pictures, "--checkpoint", tmp_path / "out")[1] == before
     file = source / "model.safetensors"
     assert run("predict", *pictures, "--checkpoint", file, "--model", "mnv3_small_tf.in1k")[1] == before
     alone = run("predict", *pictures, "--checkpoint", file, "--model", "mnv3_small_tf")[1]
-    assert "tench" not in alone, "nothing says that these are ImageNet's classes"
+    assert "%  tench" not in alone, "nothing says that these are ImageNet's classes"
     assert [line.split("%")[0] for line in alone.splitlines()] == [line.split("%")[0] for line in before.splitlines()]
