@@ -17,7 +17,7 @@ from .catalog import CATALOG, TIMM_NAMES, arch_named, split_name
 from .errors import WeightsError, choices
 from .folder import parse, read_config, read_config_file, weights_in
 
-SOURCES = {"hf-hub": "hf-hub", "hf_hub": "hf-hub", "local-dir": "local-dir"}  # as timm takes them before a colon
+PREFIXES = {"hf-hub": "hf-hub", "hf_hub": "hf-hub", "local-dir": "local-dir"}  # as timm takes them before a colon
 
 
 def create_model(name: str, *, pretrained: bool | str = False, **kwargs: Any) -> nn.Module:
@@ -46,13 +46,13 @@ def create_model(name: str, *, pretrained: bool | str = False, **kwargs: Any) ->
 
 def has_source(name: str) -> bool:
     """Whether a name is one of a repository or folder, as timm writes it: hf-hub:..., local-dir:..."""
-    return name.partition(":")[0] in SOURCES
+    return name.partition(":")[0] in PREFIXES
 
 
 def _from_source(name: str, **kwargs: Any) -> nn.Module:
     """The model of a repository or folder, by the configuration in it."""
     source, _, place = name.partition(":")
-    if SOURCES[source] == "local-dir":
+    if PREFIXES[source] == "local-dir":
         config = read_config(place)
     else:
         repo, _, revision = place.partition("@")
@@ -62,7 +62,7 @@ def _from_source(name: str, **kwargs: Any) -> nn.Module:
         if re.fullmatch("[0-9a-f]{40}", file.parent.name):  # the weights of the same commit
             place = f"{repo}@{file.parent.name}"
     arch = _arch_of(config, place)
-    cfg, args = parse(config, SOURCES[source], place)
+    cfg, args = parse(config, PREFIXES[source], place)
     with _naming(place):
         return timm.create_model(arch, pretrained_cfg=cfg, pretrained_model_args=args, **(args | kwargs))
 
@@ -95,7 +95,7 @@ def load_checkpoint(
         return create_model(str(path), pretrained=True, **kwargs)
     found = read_source(path, model=model, use_ema=use_ema)
     arch, _ = split_name(found.name)
-    overlay = {"state_dict": trained.at_usual_eps(found.weights.state_dict, arch, found.bn_eps)}
+    overlay = {"state_dict": trained.at_usual_eps(found.weights, arch, found.bn_eps)}
     overlay |= kwargs.pop("pretrained_cfg_overlay", None) or {}
     kwargs = dict(found.model_args) | kwargs
     if Path(path).is_dir():
@@ -141,9 +141,9 @@ def read_source(path: str | os.PathLike, *, model: str | None = None, use_ema: b
     if path.is_dir():
         arch = check_architecture(path, arch)
         cfg, args = parse(read_config(path), "local-dir", str(path))
-        weights, training = _read(weights_in(path), use_ema)
+        weights, training = trained.read(weights_in(path), use_ema=use_ema)
         return Source(model or arch, weights, cfg, args, training.bn_eps)
-    weights, training = _read(path, use_ema)
+    weights, training = trained.read(path, use_ema=use_ema)
     if not (arch or training.arch):
         advice = f"give its name (model, --model, --arch). {choices('', VARIANTS)}"
         raise ValueError(f"{path}: a single file does not say which model it is for: {advice}")
@@ -152,13 +152,6 @@ def read_source(path: str | os.PathLike, *, model: str | None = None, use_ema: b
     name = model if tag or not training.arch else training.name
     cfg = {"file": str(path)} | (trained.UNKNOWN if training.own or not tag else {}) | training.cfg
     return Source(name, weights, cfg, dict(training.model_args), training.bn_eps)
-
-
-def _read(file: Path, use_ema: bool | None) -> tuple[files.FamilyWeights, trained.Training]:
-    """The weights of a file, and what it says beside them."""
-    checkpoint = files.read_checkpoint(file)
-    with _naming(file):
-        return files.family_of(checkpoint, use_ema=use_ema), trained.training_of(checkpoint)
 
 
 def check_architecture(folder: str | os.PathLike, expected: str | None = None) -> str:

@@ -18,8 +18,9 @@ from .schema import CFG, SOURCES, check_args, check_cfg, check_model
 
 logger = logging.getLogger(__name__)
 
+PICKLE_FILE = "pytorch_model.bin"  # read as tensors alone, as any other
 # In timm's order; a folder that has none of these has a file with one of the ENDINGS.
-WEIGHTS_FILES = (WEIGHTS_FILE, "pytorch_model.bin", "pytorch_model.pth", "model.pth")
+WEIGHTS_FILES = (WEIGHTS_FILE, PICKLE_FILE, "pytorch_model.pth", "model.pth")
 MAX_CONFIG = 1 << 24  # bytes
 PLACES = {"local-dir": "file", "hf-hub": "hf_hub_id"}  # which of them timm fills in with where it read a config.json
 

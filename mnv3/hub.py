@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,7 +19,7 @@ import torch
 from .catalog import CATALOG, WEIGHTS_FILE, Checkpoint, find
 from .errors import WeightsError
 from .files import CONFIG_FILE, damage, digest
-from .folder import WEIGHTS_FILES, weights_in
+from .folder import PICKLE_FILE, weights_in
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def _in_cache(repo: str, record: Checkpoint, cache_dir: str | os.PathLike | None
         return None
     snapshots = cache_folder(cache_dir) / f"models--{repo.replace('/', '--')}" / "snapshots"
     pinned = snapshots / (record.revision or "main") / WEIGHTS_FILE
-    for file in (pinned, *snapshots.glob(f"*/{WEIGHTS_FILE}")):
+    for file in dict.fromkeys((pinned, *snapshots.glob(f"*/{WEIGHTS_FILE}"))):
         if file.is_file() and digest(file) == record.sha256:
             return file
     return None
@@ -278,18 +278,18 @@ def locate(pretrained_cfg: Any, *, cache_dir: str | os.PathLike | None = None) -
     cfg = pretrained_cfg
     if cfg.source == "local-dir":
         return weights_in(cfg.file)
+    if cfg.file and cfg.source != "hf-hub":
+        return Path(cfg.file)
     repo, _, revision = (cfg.hf_hub_id or "").partition("@")
     filename = cfg.hf_hub_filename or WEIGHTS_FILE
-    if cfg.source != "hf-hub" and cfg.file:
-        return Path(cfg.file)
     source = (cfg.architecture, cfg.tag, repo, revision, filename, cfg.url)
     for record in CATALOG:
         published = (record.arch, record.tag, record.repo or "", record.revision or "", WEIGHTS_FILE, record.url)
         if source == published:
             return fetch(record, cache_dir=cache_dir)
     if repo:
-        names = (filename,) if cfg.hf_hub_filename else WEIGHTS_FILES[:2]
-        return _first_of(repo, names, revision or None, cache_dir)
+        options = {"revision": revision or None, "cache_dir": cache_dir}
+        return fetch_hub(repo, filename, **options) if cfg.hf_hub_filename else _weights_of(repo, **options)
     if cfg.url:
         return fetch_url(cfg.url, cache_dir=cache_dir)
     try:
@@ -299,21 +299,17 @@ def locate(pretrained_cfg: Any, *, cache_dir: str | os.PathLike | None = None) -
     raise WeightsError(f"the pretrained configuration of {cfg.architecture} names no source: url, hf_hub_id or file")
 
 
-def _first_of(repo: str, names: Sequence[str], revision: str | None, cache_dir: str | os.PathLike | None) -> Path:
-    """The first of these files that a repository, or offline the cache of it, has."""
-    for name in names[:-1]:
-        try:
-            return fetch_hub(repo, name, revision=revision, cache_dir=cache_dir)
-        except WeightsError as error:
-            missing = error
-            if not _is_missing(error):
-                raise
+def _weights_of(repo: str, **options: Any) -> Path:
+    """The weights of a repository: model.safetensors, or what timm's save_for_hf writes unless told otherwise."""
     try:
-        return fetch_hub(repo, names[-1], revision=revision, cache_dir=cache_dir)
+        return fetch_hub(repo, **options)
     except WeightsError as error:
-        if len(names) > 1 and _is_missing(error):
-            raise missing from None  # it is the first that was expected
-        raise
+        if not _is_missing(error):
+            raise
+        try:
+            return fetch_hub(repo, PICKLE_FILE, **options)
+        except WeightsError as other:
+            raise (error if _is_missing(other) else other) from None
 
 
 def _is_missing(error: WeightsError) -> bool:

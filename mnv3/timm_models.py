@@ -100,6 +100,7 @@ def _create(
     load_cfg = cfg
     if pretrained:
         load_cfg = _with_weights(
+            name,
             cfg,
             cache_dir,
             any_classes=features_only or "num_classes" in kwargs,
@@ -125,11 +126,12 @@ def _create(
 
 
 def _with_weights(
-    cfg: PretrainedCfg, cache_dir: Any, *, any_classes: bool, in_chans: int | None = None
+    name: str, cfg: PretrainedCfg, cache_dir: Any, *, any_classes: bool, in_chans: int | None = None
 ) -> PretrainedCfg:
     """The configuration with its verified weights in it, described as they are, for timm to adapt and load.
 
     Args:
+        name: The registered name of the model.
         cfg: Where they are.
         cache_dir: For what is downloaded.
         any_classes: Whether the model need not have as many classes as `cfg` says.
@@ -139,7 +141,8 @@ def _with_weights(
         path, found = cfg.file or "the state dict", files.family_of(cfg.state_dict)
     else:
         path = hub.locate(cfg, cache_dir=cache_dir)
-        found = files.read_family(path)
+        found, training = trained.read(path)
+        found = found._replace(state_dict=trained.at_usual_eps(found, name, training.bn_eps))
     classes = found.num_classes - (cfg.label_offset or 0)
     if classes != cfg.num_classes and not any_classes:
         has = f"has {classes} classes" if classes > 0 else "has no classifier"

@@ -1,6 +1,7 @@
 """What the checkpoint of a training says beside its weights: timm's train.py, torchvision's and PyTorch's examples."""
 
 import argparse
+import os
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from .arch import VARIANTS
 from .catalog import TORCHVISION_NAMES, arch_named, find
 from .convert import layout_of
 from .errors import WeightsError
+from .files import FamilyWeights, family_of, read_checkpoint
 from .schema import check_args, check_cfg
 
 # Of weights whose origin nothing says: not that of the published ones for the same model, nor their classes' names.
@@ -106,11 +108,25 @@ def _bn_eps(args: Mapping[str, Any]) -> float | None:
     return eps
 
 
-def at_usual_eps(state_dict: Mapping[str, Tensor], arch: str, eps: float | None) -> dict[str, Tensor]:
+def read(file: str | os.PathLike, *, use_ema: bool | None = None) -> tuple[FamilyWeights, Training]:
+    """The weights of a file, and what it says beside them.
+
+    Raises:
+        WeightsError: As for `read_checkpoint`, `family_of` and `training_of`; the message names the file.
+    """
+    checkpoint = read_checkpoint(file)
+    try:
+        return family_of(checkpoint, use_ema=use_ema), training_of(checkpoint)
+    except WeightsError as error:
+        raise WeightsError(f"{file}: {error}") from error
+
+
+def at_usual_eps(weights: FamilyWeights, arch: str, eps: float | None) -> dict[str, Tensor]:
     """A state dict that gives with its layout's own eps what it gave with the one that it was trained with."""
+    state_dict = weights.state_dict
     usual = layout_of(state_dict).eps(SimpleNamespace(pad_type=VARIANTS[arch].pad_type))
     if eps in (None, usual):
-        return dict(state_dict)
+        return state_dict
     return {
         key: value.double() + (eps - usual) if key.endswith("running_var") else value
         for key, value in state_dict.items()

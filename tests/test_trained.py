@@ -159,6 +159,9 @@ def test_a_checkpoint_of_timms_training(tmp_path, name, ours, built, said):
         assert model.pretrained_cfg["architecture"] == ours
         same(model, theirs, model.in_chans)
     same(mnv3.load_checkpoint(mnv3.save(model, tmp_path / "net")), theirs, model.in_chans)
+    overlay = {"file": str(file)}
+    options = {"num_classes": 7} | {key: value for key, value in built.items() if key not in ("bn_eps", "in_chans")}
+    same(timm.create_model(ours, pretrained=True, pretrained_cfg_overlay=overlay, **options), theirs, model.in_chans)
     with pytest.raises(ValueError, match=f"last.pth.tar is a checkpoint of {ours}, not mnv3_large"):
         mnv3.load_checkpoint(file, model="mnv3_large")
 
