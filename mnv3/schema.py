@@ -220,4 +220,4 @@ def _check_keys(entries: Any, known: tuple[str, ...], where: str) -> None:
 
 def _check(kind: Kind, value: Any, where: str) -> None:
     if not kind.fits(value):
-        raise WeightsError(f"{where} {value!r:.60}: expected {kind.words}")
+        raise WeightsError(f"{where} {' '.join(repr(value).split()):.60}: expected {kind.words}")

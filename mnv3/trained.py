@@ -18,6 +18,7 @@ from .schema import check_args, check_cfg
 # Of weights whose origin nothing says: not that of the published ones for the same model, nor their classes' names.
 UNKNOWN = dict.fromkeys(("tag", "license", "origin_url", "label_names", "label_descriptions"))
 OF_TRAINING = ("optimizer", "optimizer_states", "epoch")  # keys that no published file has
+PLAIN = (str, int, float, list, tuple, dict)
 ONLY_TRAINING = ("drop_rate", "drop_path_rate", "drop_block_rate", "bn_momentum", "bn_eps", "pretrained")
 
 
@@ -54,8 +55,9 @@ def training_of(checkpoint: Mapping[str, Any]) -> Training:
     """
     args = checkpoint.get("args")
     args = vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, dict) else {}
-    name = checkpoint.get("arch") or args.get("model")
-    if not isinstance(name, str):
+    args = {name: value for name, value in args.items() if isinstance(value, PLAIN)}
+    name = next((name for name in (checkpoint.get("arch"), args.get("model")) if isinstance(name, str)), None)
+    if name is None:
         return Training(own=bool(args) or any(key in checkpoint for key in OF_TRAINING))
     arch = arch_named(name) or TORCHVISION_NAMES.get(name)
     if arch is None:

@@ -233,9 +233,20 @@ def test_other_trainings_that_say_their_model(tmp_path):
         ({"img_size": 10**6}, "args: input_size .*: expected a list of channels, height and width"),
         ({"mean": "0.5"}, "args: mean '0.5': expected a list"),
         ({"gp": "none"}, "global_pool='none'"),
+        ({"mean": [torch.zeros(3)]}, r"args: mean \[tensor\(\[0., 0., 0.\]\)\]: expected a list"),
+        ({"model_kwargs": {"width": torch.zeros(40, 2)}}, r"width tensor\(\[\[0., 0.\].*: expected a number"),
     ],
 )
 def test_what_cannot_be_is_refused(tmp_path, said, message):
     file = checkpoint(tmp_path, trained("mnv3_small_cifar"), model="mnv3_small_cifar", **said)
     with pytest.raises((WeightsError, ValueError), match=message):
         mnv3.load_checkpoint(file)
+
+
+@pytest.mark.parametrize("said", [{"arch": torch.zeros(3)}, {"arch": 3, "args": [1]}, {"args": {"gp": torch.ones(2)}}])
+def test_what_says_nothing_is_passed_over(tmp_path, said):
+    model = trained("mnv3_small_cifar")
+    torch.save({"state_dict": model.state_dict()} | said, tmp_path / "x.pth")
+    same(mnv3.load_checkpoint(tmp_path / "x.pth", model="mnv3_small_cifar"), model, size=32)
+    with pytest.raises(ValueError, match="does not say which model it is for"):
+        mnv3.load_checkpoint(tmp_path / "x.pth")
