@@ -8,6 +8,7 @@ Standard library only.
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
+from math import prod
 from typing import Any, NamedTuple
 
 from .errors import choices
@@ -109,10 +110,7 @@ class Arch:
     @property
     def stride(self) -> int:
         """Total stride: a picture of n pixels leaves the last row as a map of ceil(n / stride)."""
-        total = self.stem_stride
-        for row in self.rows:
-            total *= row.step
-        return total
+        return self.stem_stride * prod(row.step for row in self.rows)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and numbers, for config.json; `as_arch` reads it back."""
@@ -155,7 +153,7 @@ SMALL = Arch(stem=16, rows=(  # Table 2
 
 
 def as_arch(arch: "Arch | str | dict[str, Any]") -> Arch:
-    """An Arch from itself, from 'large' or 'small', or from the dictionary that `Arch.to_dict` wrote.
+    """An Arch from itself, from 'large' or 'small', or from the dictionary of `Arch.to_dict` or `dataclasses.asdict`.
 
     Raises:
         ValueError: The name is unknown, or the dictionary is not such a one.
@@ -164,12 +162,13 @@ def as_arch(arch: "Arch | str | dict[str, Any]") -> Arch:
         return arch
     if isinstance(arch, dict):
         try:
-            return Arch(**(arch | {"rows": tuple(Bneck(*row) for row in arch["rows"])}))
+            rows = (Bneck(**row) if isinstance(row, dict) else Bneck(*row) for row in arch["rows"])
+            return Arch(**(arch | {"rows": tuple(rows)}))
         except (TypeError, KeyError) as error:
             known = ", ".join(f.name for f in fields(Arch))
             raise ValueError(f"arch table: {error}. Expected the keys {known}; see Arch.to_dict") from None
     tables = {"large": LARGE, "small": SMALL}
-    if arch not in tables:
+    if not isinstance(arch, str) or arch not in tables:
         raise ValueError(f"unknown arch {arch!r}. {choices(str(arch), tables)} Or pass an Arch of your own")
     return tables[arch]
 

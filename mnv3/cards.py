@@ -198,6 +198,10 @@ def _figures(record: Checkpoint, metrics: dict[str, Any]) -> Iterator[str]:
 
 def _loading(record: Checkpoint, repo: str) -> Iterator[str]:
     yield "## Load"
+    yield _fill(
+        "`import mnv3` comes first, also in front of transformers: it registers the models. Without it, timm says "
+        "that the model is unknown, and transformers that timm has to be upgraded, which does not help."
+    )
     yield f"""timm:
 
 ```python

@@ -16,6 +16,7 @@ from .errors import choices
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
 WEIGHTS_FILE = "model.safetensors"
+ENDINGS = (".safetensors", ".pth", ".pth.tar", ".bin", ".pt", ".ckpt")  # of files of weights, in timm's order
 ORG = "org"  # the namespace of whoever publishes mnv3; see hub.repo_of for another one
 
 
@@ -241,6 +242,21 @@ CATALOG: tuple[Checkpoint, ...] = (
 )
 
 
+# What timm and torchvision call the models.
+TIMM_NAMES = {"mobilenetv3_large_075": "mnv3_large_075"} | {
+    record.repo.removeprefix("timm/").partition(".")[0]: record.arch
+    for record in CATALOG
+    if record.repo and record.repo.startswith("timm/")
+}
+TORCHVISION_NAMES = {"mobilenet_v3_large": "mnv3_large", "mobilenet_v3_small": "mnv3_small"}
+
+
+def arch_named(name: str) -> str | None:
+    """The registered name of a model, by that or by timm's name, with a tag or without; None for other models."""
+    name = name.partition(".")[0]
+    return name if name in VARIANTS else TIMM_NAMES.get(name)
+
+
 def checkpoints(arch: str) -> list[Checkpoint]:
     """The checkpoints of a registered name, the default first; none where no weights are published."""
     return [record for record in CATALOG if record.arch == arch]
@@ -253,6 +269,8 @@ def split_name(name: str) -> tuple[str, str | None]:
         ValueError: There is no such arch, or no such tag of it; the message has the near misses and the list.
     """
     arch, _, tag = name.partition(".")
+    if "/" in name or name.endswith(ENDINGS):
+        raise ValueError(f"{name}: no such file or folder; a repository of the Hub is hf-hub:NAMESPACE/NAME")
     if arch not in VARIANTS:
         raise ValueError(f"unknown model {arch!r}. {choices(arch, VARIANTS)}")
     if not tag:

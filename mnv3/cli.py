@@ -82,14 +82,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--model",
         metavar="ARCH[.TAG]",
-        help=f"a name of `mnv3 list --pretrained`; without a tag, the first of the model ({DEFAULT_MODEL})",
+        help="a name of `mnv3 list --pretrained`, without a tag the first of the model; or hf-hub:NAMESPACE/NAME, "
+        f"local-dir:FOLDER ({DEFAULT_MODEL})",
     )
     sub.add_argument(
         "--checkpoint",
         metavar="FILE|FOLDER",
-        type=Path,
-        help="your own weights, where a single file needs --model too, or an exported file",
+        help="your own weights, where a file that does not say its model needs --model too, or an exported file",
     )
+    sub.add_argument("--ema", action=argparse.BooleanOptionalAction, help="averaged weights, or not (if there are any)")
     sub.add_argument("--topk", type=_positive, default=5, metavar="K", help="classes per picture (5)")
     sub.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="pictures at a time (32)")
     sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps ... (cpu)")
@@ -203,24 +204,27 @@ def predict(args: argparse.Namespace) -> int:
 
     from . import images
     from .deploy import runtime
-    from .factory import create_model, load_checkpoint
+    from .factory import create_model, has_source, load_checkpoint
     from .predict import predict as predict_files
 
     files = list(images.find(args.files))  # first what needs no download
     if not files:
         raise ValueError(f"no pictures in {', '.join(args.files)}")
+    if args.ema is not None and not args.checkpoint:
+        raise ValueError("--ema and --no-ema are for the weights of --checkpoint")
     if args.checkpoint:
-        if not args.checkpoint.exists():
+        if not has_source(args.checkpoint) and not Path(args.checkpoint).exists():
             raise ValueError(f"--checkpoint {args.checkpoint}: no such file or folder")
-        exported = runtime.format_of(args.checkpoint)
-        if not exported and not args.checkpoint.is_dir() and not args.model:
-            raise ValueError(f"{args.checkpoint}: a single file does not say which model it is for: give --model ARCH")
+        exported = runtime.format_of(Path(args.checkpoint))
         if exported and (args.model or args.device != "cpu"):
             raise ValueError(f"{args.checkpoint}: an exported file says which model it is, and runs on the CPU")
-        model = runtime.load(args.checkpoint) if exported else load_checkpoint(args.checkpoint, model=args.model)
+        if exported and args.ema is not None:
+            raise ValueError(f"{args.checkpoint}: an exported file has no averaged weights beside its own")
+        options = {"model": args.model, "use_ema": args.ema}
+        model = runtime.load(args.checkpoint) if exported else load_checkpoint(args.checkpoint, **options)
     elif args.model:
-        name, _ = catalog.split_name(args.model)
-        if not catalog.checkpoints(name):
+        name = None if has_source(args.model) else catalog.split_name(args.model)[0]
+        if name and not catalog.checkpoints(name):
             raise ValueError(f"no weights are published for {name} (see `mnv3 list`): give your own with --checkpoint")
         model = create_model(args.model, pretrained=True)
     else:

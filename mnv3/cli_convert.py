@@ -9,7 +9,6 @@ from typing import Any
 from . import arch, catalog
 
 Command = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
-UNKNOWN = dict.fromkeys(("tag", "license", "origin_url"))  # of weights that nothing says the origin of
 
 
 def add_commands(command: Command) -> None:
@@ -31,8 +30,8 @@ def add_commands(command: Command) -> None:
     sub.add_argument(
         "--arch",
         metavar="ARCH[.TAG]",
-        help="the model that it is for; TAG says of which weights it has the preprocessing, if IN is a file. Files of "
-        "TFLite, Keras and TF-Slim say it themselves",
+        help="the model that it is for; TAG says that a file has these weights, with their preprocessing and names of "
+        "classes. Files of TFLite, Keras and TF-Slim and checkpoints of timm's train.py say it themselves",
     )
     sub.add_argument("--se-order", choices=arch.SE_ORDERS, help="squeeze-and-excite after the activation or before it")
     sub.add_argument("--bn-eps", type=float, metavar="EPS", help="of the batch norms, if not the layout's own")
@@ -90,32 +89,21 @@ def _export(args: argparse.Namespace, kind: str | None) -> int:
 
 
 def _checkpoint(args: argparse.Namespace) -> Any:
-    """The model of a PyTorch checkpoint, whose layout does not say which it is."""
-    from timm.models._hub import load_model_config_from_path
-
-    from . import files
+    """The model of a PyTorch checkpoint."""
     from .convert import convert_state_dict
-    from .factory import check_architecture, create_model
+    from .factory import create_model, read_source
 
-    if not args.arch:
-        raise ValueError(f"{args.source} does not say which model it is for: give --arch ARCH")
-    name, tag = catalog.split_name(args.arch)
-    source, build = args.source, {}
-    cfg = {} if tag else UNKNOWN
-    if source.is_dir():
-        check_architecture(source, name)  # padding and eps are not in the tensors
-        found, _, build = load_model_config_from_path(source)
-        ours = ("architecture", "first_conv", "classifier", "source", "file")
-        cfg = {key: value for key, value in found.items() if key not in ours}
-        source = files.weights_in(source)
-    weights = files.read_family(source, use_ema=args.ema)
-    classes = max(weights.num_classes - args.drop_background, 0)
-    build |= {"num_classes": classes, "in_chans": weights.in_chans}
+    found = read_source(args.source, model=args.arch, use_ema=args.ema)
+    classes = max(found.weights.num_classes - args.drop_background, 0)
+    build = found.model_args | {"num_classes": classes, "in_chans": found.weights.in_chans}
     if args.se_order:
         build["se_order"] = args.se_order
-    model = create_model(args.arch, pretrained_cfg_overlay=cfg, **build)
-    options = {"bn_eps": args.bn_eps, "drop_background": args.drop_background}
-    model.load_state_dict(convert_state_dict(weights.state_dict, model, **options))
+    ours = ("architecture", "source", "file")
+    cfg = {key: value for key, value in found.cfg.items() if key not in ours}
+    model = create_model(found.name, pretrained_cfg_overlay=cfg, **build)
+    eps = found.bn_eps if args.bn_eps is None else args.bn_eps
+    options = {"bn_eps": eps, "drop_background": args.drop_background}
+    model.load_state_dict(convert_state_dict(found.weights.state_dict, model, **options))
     return model
 
 
@@ -147,7 +135,7 @@ def _foreign(args: argparse.Namespace, kind: str) -> Any:
     if classes == 1001 and not args.drop_background:
         logging.getLogger("mnv3").warning("class 0 of 1001 is TensorFlow's background: --drop-background drops it")
     build = found.options | {"num_classes": max(classes - args.drop_background, 0)}
-    cfg = {} if tag else found.config | UNKNOWN
+    cfg = {} if tag else found.config
     model = create_model(args.arch or name, pretrained_cfg_overlay=cfg, **build)
     model.load_state_dict(convert_state_dict(found.state_dict, model, drop_background=args.drop_background))
     return model

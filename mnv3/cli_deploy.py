@@ -6,18 +6,21 @@ from pathlib import Path
 from typing import Any
 
 Command = Callable[..., argparse.ArgumentParser]
-MODEL_HELP = "a name of `mnv3 list --pretrained`, or weights"
+MODEL_HELP = "a name of `mnv3 list --pretrained`, hf-hub:NAMESPACE/NAME, or weights"
 
 
-def model_of(name: str, arch: str | None = None) -> Any:
+def model_of(name: str, arch: str | None = None, *, use_ema: bool | None = None) -> Any:
     """The model that a command names: its own weights from files, an exported file, or published weights."""
     from .deploy import runtime
     from .factory import create_model, load_checkpoint
 
     path = Path(name)
-    if not path.exists():
-        return create_model(name, pretrained=True)
-    return runtime.load(path) if runtime.format_of(path) else load_checkpoint(path, model=arch)
+    exported = path.exists() and runtime.format_of(path)
+    if use_ema is not None and (exported or not path.exists()):
+        raise ValueError(f"--ema and --no-ema are for files and folders of weights, not {name}")
+    if exported:
+        return runtime.load(path)
+    return load_checkpoint(path, model=arch, use_ema=use_ema) if path.exists() else create_model(name, pretrained=True)
 
 
 def add_commands(command: Command, positive: Callable[[str], int]) -> None:

@@ -28,6 +28,7 @@ def add_commands(command: Command, positive: Callable[[str], int]) -> None:
     sub.add_argument("--data-dir", default="data", metavar="FOLDER", help="where torchvision's CIFAR lies (data)")
     sub.add_argument("--download", action="store_true", help="let torchvision download it there")
     sub.add_argument("--arch", metavar="ARCH", help="the model, for a single file of weights")
+    sub.add_argument("--ema", action=argparse.BooleanOptionalAction, help="averaged weights, or not (if there are any)")
     sub.add_argument("--tta", default="none", choices=("none", "flip"), help="flip: average with the mirror image")
     sub.add_argument("--batch-size", type=positive, default=256, metavar="N", help="pictures at a time (256)")
     sub.add_argument("--workers", type=int, default=2, metavar="N", help="processes that read pictures (2)")
@@ -83,7 +84,7 @@ def run_eval(args: argparse.Namespace) -> int:
     from .visualize import confusion
 
     pictures = data.load(args.data, args.split, data_dir=args.data_dir, download=args.download)
-    model = model_of(args.model, args.arch)
+    model = model_of(args.model, args.arch, use_ema=args.ema)
     accelerator = process_group()
     metrics = evaluate(
         model.to(accelerator.device),

@@ -20,47 +20,10 @@ from torch import nn
 from .arch import as_arch
 from .catalog import WEIGHTS_FILE
 from .checkpoint import damage, digest, family_of, read_checkpoint, read_family  # noqa: F401 (callers find them here)
-from .errors import WeightsError
 from .layers import for_files
 
 CONFIG_FILE = "config.json"
 GOLDEN_FILE = "golden.safetensors"
-
-
-def weights_in(folder: str | os.PathLike) -> Path:
-    """The safetensors file of a weights folder.
-
-    Raises:
-        WeightsError: There is none. A pickle beside it is not taken in its place.
-    """
-    folder = Path(folder)
-    if (folder / WEIGHTS_FILE).is_file():
-        return folder / WEIGHTS_FILE
-    if not folder.is_dir():
-        raise WeightsError(f"no weights folder at {folder}")
-    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pth", ".pt", ".ckpt"))
-    advice = f"; convert it once: mnv3 convert {folder / pickles[0]} OUT --arch ARCH" if pickles else ""
-    raise WeightsError(f"{folder} has no {WEIGHTS_FILE}, only {', '.join(pickles) or 'other files'}{advice}")
-
-
-def read_config(folder: str | os.PathLike) -> dict[str, Any]:
-    """config.json of a weights folder.
-
-    Raises:
-        WeightsError: It is missing or not what timm writes.
-    """
-    file = Path(folder) / CONFIG_FILE
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(config, dict) or not isinstance(config["architecture"], str):
-            raise ValueError("'architecture' is not a name")
-    except FileNotFoundError:
-        raise WeightsError(f"{folder} is no weights folder: it has no {CONFIG_FILE}") from None
-    except KeyError as error:
-        raise WeightsError(f"{file}: no {error} in it; expected timm's format") from None
-    except (ValueError, RecursionError, OSError) as error:
-        raise WeightsError(f"{file}: cannot be read: {error}") from None
-    return config
 
 
 def save(model: nn.Module, folder: str | os.PathLike, *, exist_ok: bool = False, **config: Any) -> Path:

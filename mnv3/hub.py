@@ -5,6 +5,7 @@ raises `WeightsError` with the reason; nothing here answers with other weights t
 """
 
 import json
+import logging
 import os
 import re
 from collections.abc import Callable
@@ -17,7 +18,10 @@ import torch
 
 from .catalog import CATALOG, WEIGHTS_FILE, Checkpoint, find
 from .errors import WeightsError
-from .files import damage, digest, weights_in
+from .files import CONFIG_FILE, damage, digest
+from .folder import PICKLE_FILE, weights_in
+
+logger = logging.getLogger(__name__)
 
 PACKAGE = Path(__file__).resolve().parent
 NAMESPACE = "MNV3_NAMESPACE"  # the environment variable
@@ -38,9 +42,31 @@ def fetch(record: Checkpoint, *, cache_dir: str | os.PathLike | None = None) -> 
     """
     if local := local_folder(record):
         return local / WEIGHTS_FILE
-    if repo := repo_of(record):
-        return fetch_hub(repo, revision=record.revision, sha256=record.sha256, cache_dir=cache_dir)
-    return fetch_url(record.url, sha256=record.sha256, cache_dir=cache_dir)
+    shipped = _damaged_here(record)
+    if shipped:
+        logger.warning("%s; it is fetched from the Hub. Install mnv3 again", shipped)
+    try:
+        if repo := repo_of(record):
+            if cached := _in_cache(repo, record, cache_dir):
+                return cached
+            return fetch_hub(repo, revision=record.revision, sha256=record.sha256, cache_dir=cache_dir)
+        return fetch_url(record.url, sha256=record.sha256, cache_dir=cache_dir)
+    except WeightsError as error:
+        if not shipped:
+            raise
+        raise WeightsError(f"{shipped}: install mnv3 again. In its place: {error}") from error
+
+
+def _in_cache(repo: str, record: Checkpoint, cache_dir: str | os.PathLike | None) -> Path | None:
+    """The file of a known hash in the Hub's cache, under whatever revision it was put there."""
+    if not record.sha256:
+        return None
+    snapshots = cache_folder(cache_dir) / f"models--{repo.replace('/', '--')}" / "snapshots"
+    pinned = snapshots / (record.revision or "main") / WEIGHTS_FILE
+    for file in dict.fromkeys((pinned, *snapshots.glob(f"*/{WEIGHTS_FILE}"))):
+        if file.is_file() and digest(file) == record.sha256:
+            return file
+    return None
 
 
 def repo_of(record: Checkpoint) -> str | None:
@@ -55,6 +81,15 @@ def local_folder(record: Checkpoint) -> Path | None:
         file = weights / record.name / WEIGHTS_FILE
         if record.sha256 and file.is_file() and digest(file) == record.sha256:
             return file.parent
+    return None
+
+
+def _damaged_here(record: Checkpoint) -> str | None:
+    """What is wrong with the file of a checkpoint that ships with this copy of mnv3, if it is there."""
+    for weights in LOCAL_WEIGHTS:
+        file = weights / record.name / WEIGHTS_FILE
+        if record.sha256 and file.is_file():
+            return f"{file} is damaged: {damage(file, record.sha256)}"
     return None
 
 
@@ -87,9 +122,11 @@ def fetch_hub(
                 library_name="mnv3",
             )
         except Exception as error:  # the client, httpx and the file system each have their own
-            raise WeightsError(problem(error, repo, filename, revision)) from error
+            raise WeightsError(problem(error, repo, filename, revision, cache_dir)) from error
         return Path(path)
 
+    if filename == CONFIG_FILE:
+        return download(None)  # read_config checks it
     return _verified(download, lambda path: sha256 or _stated_digest(path), f"{filename} of {repo}")
 
 
@@ -148,6 +185,13 @@ def default_cache() -> Path | None:
     return Path(folder).expanduser() if folder else None
 
 
+def cache_folder(cache_dir: str | os.PathLike | None = None) -> Path:
+    """Where the Hub's client keeps what it downloads."""
+    from huggingface_hub import constants
+
+    return Path(cache_dir or default_cache() or constants.HF_HUB_CACHE).expanduser()
+
+
 def offline() -> bool:
     """Whether the environment now forbids the Hub's client the network."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
@@ -180,7 +224,13 @@ def via(url: str) -> str:
     return f" through the proxy of {scheme.upper()}_PROXY" if scheme in getproxies() else ""
 
 
-def problem(error: Exception, repo: str, filename: str, revision: str | None) -> str:
+def problem(
+    error: Exception,
+    repo: str,
+    filename: str,
+    revision: str | None,
+    cache_dir: str | os.PathLike | None = None,
+) -> str:
     """Why a file of a repository could not be fetched, in one line, and what to do."""
     from huggingface_hub import errors
 
@@ -192,7 +242,10 @@ def problem(error: Exception, repo: str, filename: str, revision: str | None) ->
     what = f"{filename} of {repo} at {revision or 'main'}"
     server = endpoint()
     if offline() or due_to(errors.OfflineModeIsEnabled):
-        return f"HF_HUB_OFFLINE is set and {what} is not in the cache: unset it, or load once with a network"
+        return (
+            f"HF_HUB_OFFLINE is set and {what} is not in the cache {cache_folder(cache_dir)}: unset it, or load once "
+            "with a network"
+        )
     if due_to(errors.HFValidationError):
         return f"{repo!r} is no repository's name: expected NAMESPACE/NAME of letters, digits, '-', '_' and '.'"
     if due_to(errors.GatedRepoError):
@@ -225,7 +278,7 @@ def locate(pretrained_cfg: Any, *, cache_dir: str | os.PathLike | None = None) -
     cfg = pretrained_cfg
     if cfg.source == "local-dir":
         return weights_in(cfg.file)
-    if cfg.file:
+    if cfg.file and cfg.source != "hf-hub":
         return Path(cfg.file)
     repo, _, revision = (cfg.hf_hub_id or "").partition("@")
     filename = cfg.hf_hub_filename or WEIGHTS_FILE
@@ -235,7 +288,8 @@ def locate(pretrained_cfg: Any, *, cache_dir: str | os.PathLike | None = None) -
         if source == published:
             return fetch(record, cache_dir=cache_dir)
     if repo:
-        return fetch_hub(repo, filename, revision=revision or None, cache_dir=cache_dir)
+        options = {"revision": revision or None, "cache_dir": cache_dir}
+        return fetch_hub(repo, filename, **options) if cfg.hf_hub_filename else _weights_of(repo, **options)
     if cfg.url:
         return fetch_url(cfg.url, cache_dir=cache_dir)
     try:
@@ -243,3 +297,26 @@ def locate(pretrained_cfg: Any, *, cache_dir: str | os.PathLike | None = None) -
     except ValueError as error:  # it has none, and the message names those that have
         raise WeightsError(str(error)) from None
     raise WeightsError(f"the pretrained configuration of {cfg.architecture} names no source: url, hf_hub_id or file")
+
+
+def _weights_of(repo: str, **options: Any) -> Path:
+    """The weights of a repository: model.safetensors, or what timm's save_for_hf writes unless told otherwise."""
+    try:
+        return fetch_hub(repo, **options)
+    except WeightsError as error:
+        if not _is_missing(error):
+            raise
+        try:
+            return fetch_hub(repo, PICKLE_FILE, **options)
+        except WeightsError as other:
+            raise (error if _is_missing(other) else other) from None
+
+
+def _is_missing(error: WeightsError) -> bool:
+    """Whether a repository has no such file, or offline the cache has not."""
+    from huggingface_hub import errors
+
+    chain = causes(error)
+    missing = any(isinstance(cause, errors.EntryNotFoundError) for cause in chain)
+    unreachable = any(isinstance(cause, errors.LocalEntryNotFoundError) for cause in chain)
+    return missing and (offline() or not unreachable)

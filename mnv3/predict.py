@@ -39,7 +39,8 @@ def predict(
         batch_size: Pictures per forward pass.
 
     Raises:
-        ValueError: `topk` or `batch_size` is below 1, or the model has no classifier, no pooling, or does not take RGB.
+        ValueError: `topk` or `batch_size` is below 1, or the model has no classifier, no pooling, or takes neither RGB
+            nor grey.
     """
     for name, value in (("topk", topk), ("batch_size", batch_size)):
         if not isinstance(value, int) or value < 1:
@@ -47,8 +48,8 @@ def predict(
     if not model.num_classes:
         raise ValueError("the model has no classifier (num_classes=0): nothing to predict")
     check_pooled(model)
-    if model.in_chans != 3:
-        raise ValueError(f"the model takes pictures of in_chans={model.in_chans}: files are read as RGB")
+    if model.in_chans not in (1, 3):
+        raise ValueError(f"the model takes pictures of in_chans={model.in_chans}: files are read as RGB or grey")
     return _predict(model, files, min(topk, model.num_classes), batch_size)
 
 

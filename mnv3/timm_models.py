@@ -20,13 +20,14 @@ from timm.models import (
 from timm.models._builder import PretrainedCfg, pretrained_cfg_for_features, resolve_pretrained_cfg
 from torch import Tensor, nn
 
-from . import files, hub
+from . import files, folder, hub, trained
 from .arch import VARIANTS, Arch, as_arch, dilate
 from .catalog import CATALOG, Checkpoint, checkpoints, find
 from .convert import LAYOUTS, convert_state_dict
 from .errors import WeightsError
 from .layers import BN_EPS, set_bn_eps
 from .model import MobileNetV3
+from .schema import SOURCES
 
 __all__: list[str] = []  # register_model adds the names
 
@@ -81,6 +82,8 @@ def _create(
     **kwargs: Any,
 ) -> nn.Module:
     variant = VARIANTS[name]
+    if isinstance(pretrained_cfg, dict) and pretrained_cfg.get("source") in folder.PLACES:
+        pretrained_cfg = folder.checked(name, pretrained_cfg, kwargs.get("pretrained_model_args") or {})
     if isinstance(pretrained, str):
         pretrained_cfg, pretrained = find(name, pretrained).tag, True
     elif not isinstance(pretrained, bool):
@@ -90,6 +93,10 @@ def _create(
     except RuntimeError:
         find(name, str(pretrained_cfg))  # says which tags there are
         raise
+    overlay = pretrained_cfg_overlay or {}
+    if pretrained_cfg is None and not (pretrained and overlay.keys().isdisjoint(SOURCES)):
+        # random weights, or others than those published: nothing of the default ones is true of them
+        cfg = dataclasses.replace(cfg, **(trained.UNKNOWN | {k: overlay[k] for k in trained.UNKNOWN if k in overlay}))
     defaults = {"arch": variant.table, "width": variant.width, "pad_type": variant.pad_type}
     kwargs = defaults | kwargs
     if (output_stride := kwargs.pop("output_stride", None)) is not None:
@@ -101,8 +108,15 @@ def _create(
     probe = MobileNetV3(**(model_args | {"device": "meta"}))  # bad values are refused before anything is fetched
     load_cfg = cfg
     if pretrained:
-        kwargs.setdefault("in_chans", cfg.input_size[0])
-        load_cfg = _with_weights(cfg, cache_dir, any_classes=features_only or "num_classes" in kwargs)
+        load_cfg = _with_weights(
+            name,
+            cfg,
+            cache_dir,
+            any_classes=features_only or "num_classes" in kwargs,
+            in_chans=(kwargs.get("pretrained_model_args") or {}).get("in_chans"),
+        )
+        kwargs.setdefault("in_chans", load_cfg.input_size[0])
+        cfg = dataclasses.replace(cfg, num_classes=load_cfg.num_classes, input_size=load_cfg.input_size)
         load_cfg = dataclasses.replace(load_cfg, num_classes=NEW_CLASSIFIER) if new_classifier else load_cfg
         bn_eps = kwargs.pop("bn_eps", None)  # the weights are for BN_EPS
     feature_cfg = {"out_indices": tuple(range(len(probe.feature_info))), "flatten_sequential": True}
@@ -160,13 +174,24 @@ def _for_eps(variance: Tensor, eps: float) -> Tensor:
     return (variance + (BN_EPS - eps)).clamp(min=0)
 
 
-def _with_weights(cfg: PretrainedCfg, cache_dir: Any, *, any_classes: bool) -> PretrainedCfg:
-    """The configuration with its verified weights in it, described as they are, for timm to adapt and load."""
+def _with_weights(
+    name: str, cfg: PretrainedCfg, cache_dir: Any, *, any_classes: bool, in_chans: int | None = None
+) -> PretrainedCfg:
+    """The configuration with its verified weights in it, described as they are, for timm to adapt and load.
+
+    Args:
+        name: The registered name of the model.
+        cfg: Where they are.
+        cache_dir: For what is downloaded.
+        any_classes: Whether the model need not have as many classes as `cfg` says.
+        in_chans: The channels that the weights are said to have.
+    """
     if cfg.state_dict:  # given with pretrained_cfg_overlay, it comes before any file, as in timm
-        path, found = "the state dict", files.family_of(cfg.state_dict)
+        path, found = cfg.file or "the state dict", files.family_of(cfg.state_dict)
     else:
         path = hub.locate(cfg, cache_dir=cache_dir)
-        found = files.read_family(path)
+        found, training = trained.read(path)
+        found = found._replace(state_dict=trained.at_usual_eps(found, name, training.bn_eps))
     classes = found.num_classes - (cfg.label_offset or 0)
     if classes != cfg.num_classes and not any_classes:
         has = f"has {classes} classes" if classes > 0 else "has no classifier"
@@ -174,6 +199,8 @@ def _with_weights(cfg: PretrainedCfg, cache_dir: Any, *, any_classes: bool) -> P
             f"{path} {has}, {cfg.architecture} {cfg.num_classes}: pass num_classes={max(classes, 0)} to take it "
             "as it is, or another number for a new classifier"
         )
+    if in_chans not in (None, found.in_chans):
+        raise WeightsError(f"{path} is for pictures of {found.in_chans} channels, {files.CONFIG_FILE} says {in_chans}")
     return dataclasses.replace(
         cfg,
         source=None,

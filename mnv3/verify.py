@@ -16,6 +16,7 @@ from .catalog import CATALOG, WEIGHTS_FILE, Checkpoint, find, split_name
 from .errors import WeightsError
 from .factory import create_model, load_checkpoint
 from .files import CONFIG_FILE, GOLDEN_FILE
+from .folder import read_config, weights_in
 from .layers import evaluating
 from .runs import LOG_FILE, RECIPE_FILE, TEST_FILE
 
@@ -63,11 +64,11 @@ def check(folder: str | os.PathLike, record: Checkpoint | None = None, *, source
     name = source or str(folder)
     with calling(folder, name):
         record = record or record_of(folder)
-        weights = files.weights_in(folder)
+        weights = weights_in(folder)
         if damage := files.damage(weights, record.sha256):
             raise WeightsError(f"{WEIGHTS_FILE} is not that of {record.name} in the catalog: {damage}. Fetch it again")
         if record.ours:
-            _check_config(files.read_config(folder), record)
+            _check_config(read_config(folder), record)
         try:
             model = load_checkpoint(folder)
         except (TypeError, RuntimeError, ValueError, AssertionError, KeyError, AttributeError) as error:
@@ -117,7 +118,7 @@ def verify(source: str | os.PathLike) -> Check:
 
 def record_of(folder: Path) -> Checkpoint:
     """The entry of the catalog that a folder's config.json names."""
-    config = files.read_config(folder)
+    config = read_config(folder)
     cfg = config.get("pretrained_cfg")
     tag = cfg.get("tag") if isinstance(cfg, dict) else None
     for record in CATALOG:

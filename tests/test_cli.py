@@ -194,13 +194,36 @@ def test_predict_single_files(run, fails, pictures, net, tmp_path):
     assert status == 0
     assert out.count("class ") == 4
     message = fails("predict", pictures / "a.png", "--checkpoint", tmp_path / "x.pth")
-    assert (
-        message == f"mnv3: {tmp_path / 'x.pth'}: a single file does not say which model it is for: give --model ARCH\n"
-    )
+    advice = "a single file does not say which model it is for: give its name (model, --model, --arch). Allowed: "
+    assert message.startswith(f"mnv3: {tmp_path / 'x.pth'}: {advice}mnv3_large, mnv3_small, ")
     message = fails("predict", pictures / "a.png", "--checkpoint", tmp_path / "x.pth", "--model", "mnv3_small")
     assert "The file fits mnv3_small_050" in message
     message = fails("predict", pictures / "a.png", "--checkpoint", net, "--model", "mnv3_large")
     assert f"{net} holds mnv3_small_cifar, not mnv3_large" in message
+
+
+@pytest.mark.parametrize("name", ["missing.pth", "runs/missing", "last.pth.tar", "mnv3_small.safetensors"])
+def test_a_file_that_is_not_there(fails, pictures, noisy, tmp_path, name):
+    """It is not taken for a model of that name."""
+    for command in (
+        ("eval", name, "--data", noisy),
+        ("export", name, "--to", "pt2"),
+        ("predict", pictures, "--model", name),
+        ("finetune", "folder", "--set", f"model={name}", f"data={noisy}", "--out", tmp_path / "out"),
+    ):
+        assert f"mnv3: {name}: no such file or folder" in fails(*command)
+
+
+def test_predict_by_source(run, fails, pictures, net):
+    """As timm names folders and repositories."""
+    expected = run("predict", pictures / "a.png", "--checkpoint", net)
+    assert expected[0] == 0
+    for option in ("--model", "--checkpoint"):
+        assert run("predict", pictures / "a.png", option, f"local-dir:{net}") == expected
+    message = fails("predict", pictures / "a.png", "--model", f"local-dir:{net}x")
+    assert f"{net}x is no weights folder: it has no config.json" in message
+    message = fails("predict", pictures / "a.png", "--checkpoint", f"local-dir:{net}", "--ema")
+    assert "use_ema is for files and folders" in message
 
 
 def test_predict_wrong_usage(run, fails, pictures, net, tmp_path):
@@ -466,8 +489,11 @@ def test_convert_real_weights(run, shared, tmp_path):
     pictures = sorted((shared / "images" / "imagenet_half").glob("*.jpg"))[:3]
     status, before, _ = run("predict", *pictures, "--checkpoint", source)
     assert status == 0
-    assert "tench" in before.splitlines()[1]
+    assert "%  tench" in before.splitlines()[1]
     assert run("convert", source, tmp_path / "out", "--arch", "mnv3_small_tf")[0] == 0
     assert run("predict", *pictures, "--checkpoint", tmp_path / "out")[1] == before
     file = source / "model.safetensors"
-    assert run("predict", *pictures, "--checkpoint", file, "--model", "mnv3_small_tf")[1] == before
+    assert run("predict", *pictures, "--checkpoint", file, "--model", "mnv3_small_tf.in1k")[1] == before
+    alone = run("predict", *pictures, "--checkpoint", file, "--model", "mnv3_small_tf")[1]
+    assert "%  tench" not in alone, "nothing says that these are ImageNet's classes"
+    assert [line.split("%")[0] for line in alone.splitlines()] == [line.split("%")[0] for line in before.splitlines()]

@@ -23,6 +23,7 @@ from mnv3 import files
 from mnv3.catalog import WEIGHTS_FILE
 from mnv3.errors import WeightsError
 from mnv3.files import CONFIG_FILE, GOLDEN_FILE, read_checkpoint
+from mnv3.folder import read_config, weights_in
 
 TENSORS = {
     "a": torch.arange(6.0).reshape(2, 3),
@@ -361,28 +362,51 @@ def test_a_file_without_counters_loads(tmp_path):
 # --- folders (reports F10, F11) --------------------------------------------------------------------------------------
 
 
-def test_weights_of_a_folder(tmp_path):
+def test_weights_of_a_folder(tmp_path, caplog):
+    """The file that timm would take."""
     with pytest.raises(WeightsError, match=f"no weights folder at {tmp_path}/nothing"):
-        files.weights_in(tmp_path / "nothing")
-    with pytest.raises(WeightsError, match=f"{tmp_path} has no model.safetensors, only other files"):
-        files.weights_in(tmp_path)
-    marker = tmp_path / "marker"
-    write_evil(tmp_path / "pytorch_model.bin", marker, "zip")
+        weights_in(tmp_path / "nothing")
+    for name in (GOLDEN_FILE, "notes.txt"):
+        (tmp_path / name).write_bytes(b"")
+    os.mkfifo(tmp_path / WEIGHTS_FILE)
     with pytest.raises(
-        WeightsError, match="has no model.safetensors, only pytorch_model.bin; convert it once: mnv3 con"
+        WeightsError, match=f"{tmp_path} has no file of weights: expected model.safetensors, or another"
     ):
-        files.weights_in(tmp_path)
-    save_file(TENSORS, tmp_path / WEIGHTS_FILE)
-    assert files.weights_in(tmp_path) == tmp_path / WEIGHTS_FILE
-    assert not marker.exists()
+        weights_in(tmp_path)
+    (tmp_path / WEIGHTS_FILE).unlink()
+    order = ["b.bin", "x.pth.tar", "b.pth", "a.pth", "z.safetensors", "model.pth", "pytorch_model.bin", WEIGHTS_FILE]
+    for name in order:
+        torch.save({}, tmp_path / name)
+        assert weights_in(tmp_path) == tmp_path / name
+        theirs = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(timm.models._hub, "load_state_dict", lambda path, **_: theirs.append(path))  # noqa: B023
+            (tmp_path / GOLDEN_FILE).rename(tmp_path / "golden")
+            timm.models._hub.load_state_dict_from_path(tmp_path)
+            (tmp_path / "golden").rename(tmp_path / GOLDEN_FILE)
+        assert theirs == [tmp_path / name]
+    notices = [record.getMessage() for record in caplog.records if record.name == "mnv3.folder"]
+    assert notices == [f"{tmp_path} has a.pth, b.pth: a.pth is taken, as timm does"]
 
 
-def test_a_folder_with_only_a_pickle_is_refused(tmp_path):
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "other.safetensors", "best.pth", "last.pth.tar"])
+def test_a_folder_with_another_file_of_weights(tmp_path, name):
+    """save_for_hf writes pytorch_model.bin unless told otherwise."""
+    model = tiny()
+    folder = mnv3.save(model, tmp_path / "net")
+    (folder / WEIGHTS_FILE).unlink()
+    (save_file if name.endswith(".safetensors") else torch.save)(model.state_dict(), folder / name)
+    doors = (load, mnv3.load_checkpoint, lambda f: mnv3.create_model(f"local-dir:{f}", pretrained=True))
+    for make in doors:
+        assert_same(make(folder).state_dict(), model.state_dict())
+
+
+def test_a_folder_with_only_an_evil_pickle_is_refused(tmp_path):
     folder, marker = mnv3.save(tiny(), tmp_path / "net"), tmp_path / "marker"
     (folder / WEIGHTS_FILE).unlink()
     write_evil(folder / "pytorch_model.bin", marker, "zip")
     for make in (load, mnv3.load_checkpoint):
-        with pytest.raises(WeightsError, match="no model.safetensors, only pytorch_model.bin"):
+        with pytest.raises(WeightsError, match="pytorch_model.bin: .*could run code"):
             make(folder)
     assert not marker.exists()
 
@@ -404,7 +428,7 @@ def test_a_folder_with_only_a_pickle_is_refused(tmp_path):
 def test_bad_configurations(tmp_path, text, message):
     if text is not None:
         (tmp_path / CONFIG_FILE).write_bytes(text)
-    for read in (files.read_config, mnv3.load_checkpoint):
+    for read in (read_config, mnv3.load_checkpoint):
         with pytest.raises(WeightsError, match=message):
             read(tmp_path)
 
@@ -491,7 +515,7 @@ def test_the_classifier_after_a_reset_is_saved(tmp_path):
 
 def test_entries_of_the_configuration(tmp_path):
     folder = mnv3.save(tiny(), tmp_path / "net", label_names=["a", "b", "c", "d"], note="mine")
-    config = files.read_config(folder)
+    config = read_config(folder)
     assert config["architecture"] == "mnv3_small"
     assert config["num_classes"] == 4
     assert config["note"] == "mine"

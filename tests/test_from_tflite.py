@@ -621,7 +621,7 @@ def test_convert_refuses(convert, tmp_path, content):
         assert expected in err
         assert not out.exists()
     torch.save(tiny().state_dict(), tmp_path / "in.pth")
-    assert "give --arch" in convert(tmp_path / "in.pth", out)[2]
+    assert "does not say which model it is for" in convert(tmp_path / "in.pth", out)[2]
     assert "is none" in convert(tmp_path / "in.pth", out, "--arch", "mnv3_small", "--calibrate", tmp_path)[2]
     assert "damaged or cut off" in convert(write(tmp_path / "cut.tflite", content[:2000]), out)[2]
     assert not out.exists()

@@ -14,6 +14,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import timm
 import torch
@@ -130,7 +131,7 @@ def test_cache_dir_argument_relative_and_from_elsewhere(server, theirs, tmp_path
 def test_offline_with_and_without_the_file(server, theirs, monkeypatch, overlay):
     """Report E3: a cached file needs not one packet."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    message = f"HF_HUB_OFFLINE is set and model.safetensors of {REPO} .*unset it, or load once"
+    message = f"HF_HUB_OFFLINE is set and model.safetensors of {REPO} .* the cache {server.cache}: unset it, or load"
     fails(message, pretrained_cfg_overlay=overlay)
     assert server.requests == []
     monkeypatch.delenv("HF_HUB_OFFLINE")
@@ -138,6 +139,29 @@ def test_offline_with_and_without_the_file(server, theirs, monkeypatch, overlay)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(socket.socket, "connect", lambda *args: pytest.fail("it asked the network"))
     same_logits(load(pretrained_cfg_overlay=overlay), theirs)
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["with links", "as on Windows"])
+def test_what_hf_download_put_into_the_cache_is_found(server, theirs, monkeypatch, links):
+    """It is the same file under another commit's name: its hash says so, and no network is asked."""
+    if not links:
+        monkeypatch.setattr("huggingface_hub.file_download.are_symlinks_supported", lambda folder: False)
+    huggingface_hub.snapshot_download(REPO, cache_dir=server.cache, endpoint=server.url)
+    assert not list(server.cache.rglob(RECORD.revision))
+    monkeypatch.setattr(socket.socket, "connect", lambda *args: pytest.fail("it asked the network"))
+    for offline in ("", "1"):
+        monkeypatch.setenv("HF_HUB_OFFLINE", offline)
+        same_logits(load(), theirs)
+        same_logits(load(cache_dir=server.cache), theirs)
+
+
+def test_another_file_in_the_cache_is_not_taken(server, theirs, monkeypatch):
+    huggingface_hub.snapshot_download(REPO, cache_dir=server.cache, endpoint=server.url)
+    (file,) = {path.resolve() for path in cached(server)}
+    file.write_bytes(file.read_bytes()[:5000])
+    server.requests.clear()
+    same_logits(load(), theirs)
+    assert len(server.asked("GET")) == 1
 
 
 def test_a_revision_of_ones_own(server, theirs):
@@ -443,16 +467,24 @@ def test_url_that_cannot_be_reached(url):
 # --- weights that ship with the package, and folders
 
 
-def test_local_weights_come_first_if_the_hash_fits(server, theirs, tmp_path, monkeypatch):
+def test_local_weights_come_first_if_the_hash_fits(server, theirs, tmp_path, monkeypatch, caplog):
     folder = tmp_path / "weights" / "mnv3_small_050.lamb_in1k"
     folder.mkdir(parents=True)
     shutil.copy(server.file, folder)
     monkeypatch.setattr(hub, "LOCAL_WEIGHTS", (tmp_path / "weights",))
     same_logits(load(), theirs)
     assert server.requests == []
-    (folder / "model.safetensors").write_bytes(b"another version")
+    (folder / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1")
     same_logits(load(), theirs)
     assert len(server.asked("GET")) == 1
+    (notice,) = [record.getMessage() for record in caplog.records if record.name == "mnv3.hub"]
+    damaged = f"{folder}/model.safetensors is damaged: expected sha256 {server.sha256[:12]}"
+    assert notice.startswith(damaged)
+    assert "run `git lfs pull`; it is fetched from the Hub" in notice
+    shutil.rmtree(server.cache)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    error = fails(".*Git LFS pointer.*: install mnv3 again. In its place: HF_HUB_OFFLINE is set")
+    assert error.startswith(damaged)
 
 
 def saved(folder, **kwargs):
@@ -480,7 +512,7 @@ def test_local_dir_with_model_args(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     config["model_args"]["widht"] = 2
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(TypeError, match="widht"):
+    with pytest.raises(WeightsError, match="config.json: model_args: unknown 'widht'. Did you mean 'width'?"):
         timm.create_model(f"local-dir:{folder}", pretrained=True)
 
 
@@ -496,13 +528,6 @@ def test_hand_written_model_args(tmp_path, theirs):
     same_logits(model, narrow)
     with pytest.raises(WeightsError, match="do not fit mnv3_small .* fits mnv3_small_075"):
         timm.create_model(f"local-dir:{folder}", pretrained=True, width=1.0)
-
-
-def test_local_dir_with_a_pickle_only(tmp_path):
-    _, folder = saved(tmp_path / "net")
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(WeightsError, match="no model.safetensors, only pytorch_model.bin; convert it once: mnv3"):
-        timm.create_model(f"local-dir:{folder}", pretrained=True)
 
 
 # --- fresh processes

@@ -14,7 +14,7 @@ import mnv3
 
 @pytest.fixture(scope="module")
 def model():
-    return randomize(timm.create_model("mnv3_small_cifar"))
+    return randomize(timm.create_model("mnv3_small_cifar.cifar10"))
 
 
 @pytest.fixture(scope="module")
@@ -130,8 +130,24 @@ def test_bad_values(model, kwargs, message):
 def test_no_classifier():
     with pytest.raises(ValueError, match="no classifier"):
         mnv3.predict(timm.create_model("mnv3_small_cifar", num_classes=0), [])
-    with pytest.raises(ValueError, match="takes pictures of in_chans=1: files are read as RGB"):
-        mnv3.predict(timm.create_model("mnv3_small_cifar", in_chans=1), [])
+    with pytest.raises(ValueError, match="takes pictures of in_chans=4: files are read as RGB or grey"):
+        mnv3.predict(timm.create_model("mnv3_small_cifar", in_chans=4), [])
+
+
+def test_grey(folder):
+    """A model of one channel sees the pictures as timm's readers give them to it (img_mode='L')."""
+    model = randomize(timm.create_model("mnv3_small_cifar", in_chans=1))
+    data = timm.data.ImageDataset(str(folder), reader="", input_img_mode="L")
+    found = [p for p in mnv3.predict(model, folder, topk=10) if not p.error]
+    config = {"mean": (sum((0.4914, 0.4822, 0.4465)) / 3,), "std": (sum((0.2470, 0.2435, 0.2616)) / 3,)}
+    data.transform = timm.data.create_transform((1, 32, 32), interpolation="bilinear", crop_pct=1.0, **config)
+    for prediction in found:
+        with torch.inference_mode():
+            probs = model(data.transform(Image.open(prediction.file).convert("L"))[None]).softmax(1)[0]
+        assert [entry["prob"] for entry in prediction.topk] == pytest.approx(
+            probs.sort(descending=True).values.tolist()
+        )
+    assert len(found) == 5
 
 
 def test_half_precision_and_fused_models(model, folder):
@@ -176,7 +192,7 @@ def test_real_pictures_as_timm_sees_them(shared):
 
 def test_the_names_of_the_pictures(shared):
     """The data set's file names have the class and its name: all 1000 stand where they should."""
-    names = mnv3.class_names(timm.create_model("mnv3_small", device="meta"))
+    names = mnv3.class_names(timm.create_model("mnv3_small.lamb_in1k", device="meta"))
     assert len(names) == 1000
     assert (names[0], names[1], names[999]) == ("tench", "goldfish", "toilet tissue")
     for path in (shared / "images" / "imagenet_half").glob("*.jpg"):

@@ -459,13 +459,13 @@ DISAGREEING = {
     ),
     "a giant": (
         partial(edited, model_args={"width": 1e6, "in_chans": 3, "global_pool": "avg"}),
-        "config.json has model_args: .*the catalog",
+        "config.json: model_args: width 1000000.0: expected a number from 0.01 to 64",
     ),
     "config": (lambda f: (f / "config.json").write_text("{"), "config.json: cannot be read"),
     "config is a list": (lambda f: (f / "config.json").write_text("[]"), "config.json: cannot be read"),
     "no configuration in it": (
         lambda f: (f / "config.json").write_text('{"architecture": "mnv3_small_cifar", "pretrained_cfg": []}'),
-        "names mnv3_small_cifar.None",
+        "config.json: pretrained_cfg: expected names with values, found list",
     ),
     "golden outputs": (
         partial(other_golden, outputs=lambda g: g["outputs"] + 0.01),

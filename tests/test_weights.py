@@ -12,6 +12,7 @@ import mnv3
 from mnv3 import cli, files, hub, recipe
 from mnv3.arch import VARIANTS, count_macs
 from mnv3.catalog import CATALOG, ORG
+from mnv3.folder import read_config
 
 OURS = [record for record in CATALOG if record.repo and record.repo.startswith(f"{ORG}/")]
 RECORDS = pytest.mark.parametrize("record", OURS, ids=lambda record: record.name)
@@ -39,7 +40,7 @@ def test_folder_is_whole_and_the_catalogs(record):
     assert files.digest(folder(record) / "model.safetensors") == record.sha256
     found = hub.local_folder(record)  # in the checkout, or in the wheel that is installed
     assert (found / "model.safetensors").read_bytes() == (folder(record) / "model.safetensors").read_bytes()
-    config = files.read_config(folder(record))
+    config = read_config(folder(record))
     assert config["architecture"] == record.arch
     assert config["num_classes"] == record.num_classes
     cfg = config["pretrained_cfg"]

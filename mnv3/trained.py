@@ -1,0 +1,135 @@
+"""What the checkpoint of a training says beside its weights: timm's train.py, torchvision's and PyTorch's examples."""
+
+import argparse
+import os
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from .arch import VARIANTS
+from .catalog import TORCHVISION_NAMES, arch_named, find
+from .convert import layout_of
+from .errors import WeightsError
+from .files import FamilyWeights, family_of, read_checkpoint
+from .schema import check_args, check_cfg
+
+# Of weights whose origin nothing says: not that of the published ones for the same model, nor their classes' names.
+UNKNOWN = dict.fromkeys(("tag", "license", "origin_url", "label_names", "label_descriptions"))
+OF_TRAINING = ("optimizer", "optimizer_states", "epoch")  # keys that no published file has
+PLAIN = (str, int, float, list, tuple, dict)
+ONLY_TRAINING = ("drop_rate", "drop_path_rate", "drop_block_rate", "bn_momentum", "bn_eps", "pretrained")
+
+
+class Training(NamedTuple):
+    """What a checkpoint says of its model.
+
+    Attributes:
+        arch: Our name, if it is one of ours, of timm's or torchvision's.
+        tag: Of the published weights whose preprocessing it started from.
+        model_args: Of the model.
+        cfg: The preprocessing, in timm's names, where it was another than that of the model.
+        bn_eps: Of the batch norms, where it was another than that of the model.
+        own: Whether the file is of a training, so that its classes are not those of published weights.
+    """
+
+    arch: str | None = None
+    tag: str | None = None
+    model_args: Mapping[str, Any] = {}
+    cfg: Mapping[str, Any] = {}
+    bn_eps: float | None = None
+    own: bool = False
+
+    @property
+    def name(self) -> str | None:
+        """`arch.tag`, or `arch`."""
+        return f"{self.arch}.{self.tag}" if self.tag else self.arch
+
+
+def training_of(checkpoint: Mapping[str, Any]) -> Training:
+    """What a checkpoint says beside its weights; nothing is in the place of what it does not say.
+
+    Raises:
+        WeightsError: It was trained with something that no model of ours has, or says what cannot be.
+    """
+    args = checkpoint.get("args")
+    args = vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, dict) else {}
+    args = {name: value for name, value in args.items() if isinstance(value, PLAIN)}
+    name = next((name for name in (checkpoint.get("arch"), args.get("model")) if isinstance(name, str)), None)
+    if name is None:
+        return Training(own=bool(args) or any(key in checkpoint for key in OF_TRAINING))
+    arch = arch_named(name) or TORCHVISION_NAMES.get(name)
+    if arch is None:
+        return Training(own=True)
+    return Training(arch, _known_tag(arch, name), _model_args(args), _preprocessing(args), _bn_eps(args), own=True)
+
+
+def _known_tag(arch: str, name: str) -> str | None:
+    tag = name.partition(".")[2]
+    try:
+        return tag and find(arch, tag).tag
+    except ValueError:
+        return None
+
+
+def _model_args(args: Mapping[str, Any]) -> dict[str, Any]:
+    given = args.get("model_kwargs") or {}
+    if not isinstance(given, dict):
+        raise WeightsError(f"args.model_kwargs: expected names with values, found {type(given).__name__}")
+    found = {name: value for name, value in given.items() if name not in ONLY_TRAINING}
+    if args.get("gp"):
+        found["global_pool"] = args["gp"]
+    check_args(found, "args.model_kwargs")
+    return found
+
+
+def _preprocessing(args: Mapping[str, Any]) -> dict[str, Any]:
+    """What timm's train.py was told; its defaults are those of the model's configuration."""
+    found = {name: args[name] for name in ("interpolation", "crop_pct", "crop_mode", "mean", "std") if args.get(name)}
+    channels = args.get("in_chans") or 3
+    if args.get("input_size"):
+        found["input_size"] = args["input_size"]
+    elif args.get("img_size"):
+        found["input_size"] = (channels, args["img_size"], args["img_size"])
+    if found.get("input_size"):
+        found |= dict.fromkeys(("test_input_size", "pool_size"))
+    if found.get("crop_pct"):
+        found["test_crop_pct"] = None
+    check_cfg(found, "args")
+    return found
+
+
+def _bn_eps(args: Mapping[str, Any]) -> float | None:
+    given = args.get("model_kwargs")
+    eps = args.get("bn_eps") or (given.get("bn_eps") if isinstance(given, dict) else None)
+    if eps is None:
+        return None
+    if not isinstance(eps, float) or not 0 < eps < 1:
+        raise WeightsError(f"args.bn_eps {eps!r:.40}: expected a number above 0 and below 1")
+    return eps
+
+
+def read(file: str | os.PathLike, *, use_ema: bool | None = None) -> tuple[FamilyWeights, Training]:
+    """The weights of a file, and what it says beside them.
+
+    Raises:
+        WeightsError: As for `read_checkpoint`, `family_of` and `training_of`; the message names the file.
+    """
+    checkpoint = read_checkpoint(file)
+    try:
+        return family_of(checkpoint, use_ema=use_ema), training_of(checkpoint)
+    except WeightsError as error:
+        raise WeightsError(f"{file}: {error}") from error
+
+
+def at_usual_eps(weights: FamilyWeights, arch: str, eps: float | None) -> dict[str, Tensor]:
+    """A state dict that gives with its layout's own eps what it gave with the one that it was trained with."""
+    state_dict = weights.state_dict
+    usual = layout_of(state_dict).eps(SimpleNamespace(pad_type=VARIANTS[arch].pad_type))
+    if eps in (None, usual):
+        return state_dict
+    return {
+        key: value.double() + (eps - usual) if key.endswith("running_var") else value
+        for key, value in state_dict.items()
+    }
