@@ -109,7 +109,7 @@ def run_verify(args: argparse.Namespace) -> int:
 def run_card(args: argparse.Namespace) -> int:
     """`mnv3 card [FOLDER ...]`."""
     from . import cards
-    from .files import write_atomically
+    from .atomic import write_atomically
     from .verify import record_of
 
     pages = {folder / cards.CARD_FILE: cards.card(record_of(folder), folder) for folder in args.folders or _shipped()}

@@ -9,7 +9,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from urllib.request import Request, getproxies, urlopen
 
 import torch
 
+from .atomic import new_file
 from .catalog import CATALOG, WEIGHTS_FILE, Checkpoint, find
 from .errors import WeightsError
 from .files import damage, digest, weights_in
@@ -119,11 +119,8 @@ def fetch_url(url: str, *, sha256: str | None = None, cache_dir: str | os.PathLi
 def _download_url(url: str, path: Path) -> None:
     """Write what a URL gives to a file, which appears whole or not at all."""
     request = Request(url, headers={"User-Agent": "mnv3"})
-    with urlopen(request, timeout=timeout()) as response, tempfile.TemporaryDirectory(dir=path.parent) as drafts:
-        draft = Path(drafts) / path.name
-        with open(draft, "wb") as file:
-            shutil.copyfileobj(response, file)
-        draft.replace(path)
+    with urlopen(request, timeout=timeout()) as response, new_file(path) as draft, open(draft, "wb") as file:
+        shutil.copyfileobj(response, file)
 
 
 def _verified(download: Callable[[Path | None], Path], damage_of: Callable[[Path], str | None], name: str) -> Path:

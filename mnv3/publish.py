@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import __version__, cards, files, hub
+from .atomic import new_folder
 from .cards import CARD_FILE
-from .catalog import find, split_name
+from .catalog import WEIGHTS_FILE, find, split_name
 from .errors import PublishError, WeightsError
 from .factory import check_architecture, create_model
 from .patience import NoAnswer, waiting_for
@@ -95,7 +96,7 @@ def pull(
     names = [file for file in NAMES if (found / file).is_file()]
     if out.is_dir() and filecmp.cmpfiles(found, out, names, shallow=False)[0] == names:
         return out
-    with files.new_folder(out, exist_ok=exist_ok, names=NAMES) as new:
+    with new_folder(out, names=NAMES, needs=WEIGHTS_FILE, exist_ok=exist_ok) as new:
         for file in names:
             shutil.copyfile(found / file, new / file)
     return out

@@ -308,7 +308,7 @@ def test_a_server_that_states_no_size(server, theirs):
     [
         ("bad-token", "http://127.0.0.1:.* wants another token than that of HF_TOKEN or `hf auth login`"),
         ("busy", "cannot fetch model.safetensors .*503"),
-        ("limited", r"has had too many requests \(HTTP 429\): wait some minutes, or set HF_TOKEN"),
+        ("limited", r"has had too many requests \(HTTP 429\): wait 57 seconds, or set HF_TOKEN"),
         ("bare", "answers without the Hub's headers for model.safetensors .*full mirror"),
         ("gated-401", "timm/mobilenetv3_small_050.lamb_in1k is gated: ask for access on its page and set HF_TOKEN"),
         ("gated-403", "is gated: ask for access"),
@@ -330,12 +330,9 @@ def patience(monkeypatch):
     monkeypatch.setenv("MNV3_TIMEOUT", "2")
 
 
-@pytest.mark.parametrize(
-    ("fault", "reason"),
-    [("silent", "timed out|[Tt]imeout|no answer"), ("reset", "reset|disconnected|aborted"), ("busy", "HTTP 503")],
-)
+@pytest.mark.parametrize(("fault", "reason"), [("silent", "[Tt]imed out|no answer"), ("busy", "HTTP 503")])
 def test_silent_servers(server, patience, caplog, fault, reason):
-    """The client alone takes from half a minute to seven."""
+    """The client alone takes from half a minute to seven minutes."""
     server.inject(fault)
     start = time.monotonic()
     message = fails(
@@ -348,6 +345,13 @@ def test_silent_servers(server, patience, caplog, fault, reason):
     assert cached(server) == []
     server.recover()
     assert load().num_classes == 1000
+
+
+def test_connections_that_are_reset(server):
+    server.inject("reset")
+    start = time.monotonic()
+    fails("cannot fetch model.safetensors .*Connection(ResetError|.*reset)")
+    assert time.monotonic() - start < 10
 
 
 def test_servers_that_ask_for_an_hour(server, patience, caplog):
@@ -365,9 +369,8 @@ def test_servers_that_ask_for_an_hour(server, patience, caplog):
 
 def test_a_short_silence_is_waited_for(server, theirs, monkeypatch, caplog):
     monkeypatch.setenv("MNV3_TIMEOUT", "30")
-    server.silence = 0.2
-    server.inject("reset")
-    timer = threading.Timer(1.5, server.recover)
+    server.inject("busy")
+    timer = threading.Timer(0.5, server.recover)
     timer.start()
     same_logits(load(), theirs)
     timer.join()

@@ -13,15 +13,15 @@ import mnv3
 
 # A file imports only from lower floors.
 FLOORS = [
-    {"errors", "patience"},
+    {"errors", "patience", "atomic"},
     {"arch", "recipe"},
     {"catalog"},
     {"depthwise", "images"},
     {"layers", "data"},
     {"convert", "model", "deploy.fuse", "deploy.formats", "foreign"},
-    {"files", *(f"foreign.{name}" for name in ("hdf5", "keras_graph", "tensorbundle", "tensorflow", "tflite_file"))},
-    {"foreign.keras", "foreign.slim", "foreign.to_others", "foreign.tflite_values"},
-    {"foreign.tflite_layers"},
+    {"files", *(f"foreign.{name}" for name in ("hdf5", "keras_config", "tensorbundle", "tensorflow", "tflite_file"))},
+    {"foreign.keras_graph", "foreign.slim", "foreign.to_others", "foreign.tflite_values"},
+    {"foreign.keras", "foreign.tflite_layers"},
     {"foreign.tflite"},
     {"hub"},
     {"timm_models"},
@@ -47,7 +47,7 @@ FLOORS = [
     {"__main__"},
 ]
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
-STANDARD_LIBRARY_ONLY = {"errors", "patience", "arch", "catalog"}
+STANDARD_LIBRARY_ONLY = {"errors", "atomic", "arch", "catalog"}
 HEAVY = {
     "torchvision.models",
     "tqdm",

@@ -19,7 +19,7 @@ import numpy as np
 
 from ..convert import some
 from ..errors import WeightsError
-from . import Foreign, hdf5, keras_graph
+from . import Foreign, hdf5, keras_config, keras_graph
 from .tensorflow import foreign, our_key
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"  # in a .keras archive
@@ -51,9 +51,9 @@ def read(path: Path) -> Foreign:
     try:
         if zipfile.is_zipfile(path):
             content, file = _unpacked(path)
-            network = keras_graph.parse(content)
+            network = keras_config.parse(content)
         elif content := hdf5.attribute(path, "model_config", limit=MAX_CONFIG):  # of a whole model
-            network = keras_graph.parse(content)
+            network = keras_config.parse(content)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from None
     except ImportError:
@@ -70,7 +70,7 @@ def read(path: Path) -> Foreign:
         raise WeightsError(f"{path}: {error}") from None
 
 
-def _checked(found: Foreign, network: keras_graph.Network, *, by_name: bool) -> Foreign:
+def _checked(found: Foreign, network: keras_config.Network, *, by_name: bool) -> Foreign:
     """A model, with the size of its pictures and its pooling, if its layers are those of its table."""
 
     def module_of(layer: str) -> str | None:
