@@ -11,6 +11,7 @@ from pathlib import Path
 
 from . import __version__, arch, catalog, cli_convert, cli_deploy, cli_hub, cli_show, cli_train
 from .errors import ExportError, PublishError, TrainingStopped, WeightsError, one_line
+from .text import terminal
 
 DEFAULT_MODEL = cli_show.DEFAULT_MODEL
 
@@ -43,10 +44,17 @@ def _reason(error: Exception) -> str:
     return str(error) if isinstance(error, expected) and str(error) else f"{type(error).__name__}: {error}"
 
 
+class _Notice(logging.Formatter):
+    """A notice in one line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return one_line(super().format(record))
+
+
 def _set_up_output(debug: bool) -> None:
     """Our notices to stderr; of the Hub client's, which repeat every retry, only errors; no libraries' warnings."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("mnv3: %(message)s"))
+    handler.setFormatter(_Notice())
     logging.getLogger("mnv3").handlers = [handler]
     if not debug:
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
@@ -112,7 +120,7 @@ def _positive(text: str) -> int:
 
 def _table(rows: Iterable[Sequence[object]], align: str) -> Iterator[str]:
     """Rows as columns, each '<' or '>' aligned."""
-    rows = [[str(cell) for cell in row] for row in rows]
+    rows = [[terminal(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield "  ".join(f"{cell:{a}{w}}" for cell, a, w in zip(row, align, widths, strict=True)).rstrip()
@@ -247,8 +255,8 @@ def predict(args: argparse.Namespace) -> int:
 
 
 def _readable(prediction, name_file: bool) -> str:
-    lines = [f"{prediction.file}"] if name_file else []
+    lines = [terminal(prediction.file)] if name_file else []
     for entry in prediction.topk:
         label = entry["label"] or f"class {entry['index']}"
-        lines.append(f"{100 * entry['prob']:6.2f} %  {label}")
+        lines.append(f"{100 * entry['prob']:6.2f} %  {terminal(label)}")
     return "\n".join(lines)

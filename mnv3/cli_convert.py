@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from . import arch, catalog
+from .text import terminal
 
 Command = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
 UNKNOWN = dict.fromkeys(("tag", "license", "origin_url"))  # of weights that nothing says the origin of
@@ -66,7 +67,7 @@ def convert(args: argparse.Namespace) -> int:
     folder = files.save(model, args.out, exist_ok=args.force)
     name = args.arch or model.pretrained_cfg["architecture"]
     sha256 = files.digest(folder / files.WEIGHTS_FILE)
-    print(f"wrote {folder}: {name}, {model.num_classes} classes, sha256 {sha256}")
+    print(terminal(f"wrote {folder}: {name}, {model.num_classes} classes, sha256 {sha256}"))
     return 0
 
 
@@ -85,7 +86,7 @@ def _export(args: argparse.Namespace, kind: str | None) -> int:
     else:
         model = _checkpoint(args)
     target = to_others.write(model, args.to, args.out, exist_ok=args.force)
-    print(f"wrote {args.out}: for {target}, sha256 {files.digest(args.out)}")
+    print(terminal(f"wrote {args.out}: for {target}, sha256 {files.digest(args.out)}"))
     return 0
 
 
@@ -142,7 +143,7 @@ def _foreign(args: argparse.Namespace, kind: str) -> Any:
     if args.arch and (name != found.arch or other):
         table = "".join(f" with {key}={value!r:.40}" for key, value in other.items())
         raise ValueError(f"{args.source} holds {found.arch}{table}, not {name}: leave --arch out to take it as it is")
-    print(f"{args.source}: {found.arch}; {found.note}")
+    print(terminal(f"{args.source}: {found.arch}; {found.note}"))
     classes = found.options.get("num_classes", arch.VARIANTS[name].num_classes)
     if classes == 1001 and not args.drop_background:
         logging.getLogger("mnv3").warning("class 0 of 1001 is TensorFlow's background: --drop-background drops it")

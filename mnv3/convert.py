@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .arch import SE_ORDERS, VARIANTS, Arch, se_before_act
 from .errors import WeightsError
 from .layers import BN_EPS
+from .text import terminal
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ def _is_state_dict(checkpoint: Any) -> bool:
 
 def some(keys: Any, limit: int = 4) -> str:
     """The first of them, for a message."""
-    keys = [str(key) for key in keys]
+    keys = [terminal(key) for key in keys]
     return ", ".join(keys[:limit]) + (f" and {len(keys) - limit} more" if len(keys) > limit else "") or "nothing"
 
 

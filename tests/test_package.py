@@ -13,7 +13,8 @@ import mnv3
 
 # A file imports only from lower floors.
 FLOORS = [
-    {"errors", "patience", "atomic"},
+    {"text", "patience", "atomic"},
+    {"errors"},
     {"arch", "recipe"},
     {"catalog"},
     {"depthwise", "images"},
@@ -47,7 +48,7 @@ FLOORS = [
     {"__main__"},
 ]
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
-STANDARD_LIBRARY_ONLY = {"errors", "atomic", "arch", "catalog"}
+STANDARD_LIBRARY_ONLY = {"text", "errors", "atomic", "arch", "catalog"}
 HEAVY = {
     "torchvision.models",
     "tqdm",

@@ -17,6 +17,7 @@ from ..arch import VARIANTS, count_macs
 from ..factory import load_checkpoint
 from ..recipe import load
 from ..runs import RECIPE_FILE, TEST_FILE
+from ..text import drawable
 from . import style
 
 ABLATION_FILE = "ablation.json"
@@ -244,7 +245,7 @@ def draw_points(place: Any, points: Sequence[Point], key: str) -> Callable[[], N
     axis.grid(which="both")
     if len({p.library for p in points}) > 1:
         axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
-    return partial(_label, axis, [(cost(p), p.top1, p.name) for p in points])
+    return partial(_label, axis, [(cost(p), p.top1, drawable(p.name)) for p in points])
 
 
 def _label(axis: Any, texts: Sequence[tuple[float, float, str]]) -> None:
