@@ -235,7 +235,10 @@ def predict(args: argparse.Namespace) -> int:
         logging.getLogger("mnv3").warning("no --model: %s, the ten classes of CIFAR-10", DEFAULT_MODEL)
         model = create_model(DEFAULT_MODEL, pretrained=True)
     try:
-        model.to(torch.device(args.device))
+        device = torch.device(args.device)
+        if device.type == "meta":
+            raise RuntimeError("it holds no values, so nothing can be computed on it")
+        model.to(device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {args.device}: {str(error).splitlines()[0]}") from error
     failed = 0

@@ -36,7 +36,7 @@ def add_commands(command: Command) -> None:
         "TFLite, Keras and TF-Slim say it themselves",
     )
     sub.add_argument("--se-order", choices=arch.SE_ORDERS, help="squeeze-and-excite after the activation or before it")
-    sub.add_argument("--bn-eps", type=float, metavar="EPS", help="of the batch norms, if not the layout's own")
+    sub.add_argument("--bn-eps", type=_eps, metavar="EPS", help="of the batch norms, if not the layout's own")
     sub.add_argument("--drop-background", action="store_true", help="drop class 0 of TensorFlow's 1001")
     sub.add_argument("--ema", action=argparse.BooleanOptionalAction, help="averaged weights, or not (if there are any)")
     sub.add_argument(
@@ -47,6 +47,16 @@ def add_commands(command: Command) -> None:
         "labels",
     )
     sub.add_argument("--force", action="store_true", help="replace OUT if it is a weights folder or, with --to, a file")
+
+
+def _eps(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1:  # true of no NaN
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number between 0 and 1, such as 1e-5")
+    return value
 
 
 def convert(args: argparse.Namespace) -> int:

@@ -89,7 +89,7 @@ def kind_of(path: Path) -> str | None:
             with zipfile.ZipFile(path) as archive:
                 if "config.json" in archive.namelist():
                     return "keras"
-    except (OSError, zipfile.BadZipFile) as error:
+    except Exception as error:  # zipfile has ValueError, struct.error, NotImplementedError ... for damage
         raise WeightsError(f"{path}: cannot be read: {error}") from None
     if path.suffix in NAMES:
         raise WeightsError(f"{path}: by its name {NAMES[path.suffix]}, but it is not one, {path.stat().st_size} bytes")
