@@ -48,7 +48,7 @@ class _Notice(logging.Formatter):
     """A notice in one line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return one_line(super().format(record))
+        return f"mnv3: {terminal(super().format(record))}"
 
 
 def _set_up_output(debug: bool) -> None:

@@ -101,9 +101,9 @@ def run_eval(args: argparse.Namespace) -> int:
     if args.png:
         confusion(metrics.confusion, metrics.classes, args.png)
     print(f"top-1 {metrics.top1:.2f} %, top-5 {metrics.top5:.2f} %, loss {metrics.loss:.4f}, {metrics.count} pictures")
-    names = {terminal(name): accuracy for name, accuracy in metrics.per_class.items()}
-    width = max(map(len, names))
-    for name, accuracy in names.items():
+    rows = [(terminal(name), accuracy) for name, accuracy in metrics.per_class.items()]
+    width = max(len(name) for name, _ in rows)
+    for name, accuracy in rows:
         print(f"  {name:{width}}  {accuracy:6.2f} %")
     return 0
 

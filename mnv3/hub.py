@@ -146,14 +146,17 @@ def _damage_of_cached(path: Path, sha256: str | None) -> str | None:
 
     The cache names a file's content after that hash: SHA-256 for what is large, git's for the rest.
     """
-    stated = path.readlink().name if path.is_symlink() else ""
-    if len(stated) == 40 and not sha256 and (found := git_hash(path)) != stated:
-        return f"expected git hash {stated[:12]}, found {found[:12]} in {path.stat().st_size} bytes"
-    sha256 = sha256 or (stated if len(stated) == 64 else None)
-    if path.suffix in WEIGHTS_SUFFIXES:
-        return damage(path, sha256)
-    if sha256 and (found := digest(path)) != sha256:
-        return f"expected sha256 {sha256[:12]}, found {found[:12]} in {path.stat().st_size} bytes"
+    try:
+        stated = path.readlink().name if path.is_symlink() else ""
+        if len(stated) == 40 and not sha256 and (found := git_hash(path)) != stated:
+            return f"expected git hash {stated[:12]}, found {found[:12]} in {path.stat().st_size} bytes"
+        sha256 = sha256 or (stated if len(stated) == 64 else None)
+        if path.suffix in WEIGHTS_SUFFIXES:
+            return damage(path, sha256)
+        if sha256 and (found := digest(path)) != sha256:
+            return f"expected sha256 {sha256[:12]}, found {found[:12]} in {path.stat().st_size} bytes"
+    except OSError as error:  # another process has removed it, for instance
+        return f"cannot be read: {error}"
     return None
 
 

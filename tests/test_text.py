@@ -148,7 +148,7 @@ def test_notices_are_lines(run, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.stderr", stream)
     cli._set_up_output(False)
     logging.getLogger("mnv3").warning("class %s is empty", BAD[0] + "\n")
-    assert stream.getvalue() == "mnv3: class \\x1b[2J\\x1b]0;title\\x07cat is empty\n"
+    assert stream.getvalue() == "mnv3: class \\x1b[2J\\x1b]0;title\\x07cat\\n is empty\n"
 
 
 def test_cards(tmp_path):

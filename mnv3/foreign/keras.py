@@ -59,7 +59,8 @@ def read(path: Path) -> Foreign:
     except ImportError:
         raise
     except Exception as error:  # zipfile's, zlib's, struct's
-        raise WeightsError(f"{path}: cannot be read as a Keras archive: {error}") from None
+        reason = str(error).strip().split("\n")[0]
+        raise WeightsError(f"{path}: cannot be read as a Keras file: {type(error).__name__}: {reason}") from None
     arrays = hdf5.read(path, file, groups=GROUPS, leave_out=("dropout",))  # its random state is no weight
     try:
         if any("/vars/" in name for name in arrays):
