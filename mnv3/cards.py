@@ -18,6 +18,7 @@ from .arch import VARIANTS, count_macs, count_params
 from .catalog import CATALOG, ORG, WEIGHTS_FILE, Checkpoint
 from .errors import WeightsError
 from .runs import LOG_FILE, MACHINE_KEYS, RECIPE_FILE, TEST_FILE
+from .text import markdown
 
 CARD_FILE = "README.md"
 SHOWN = ("epochs", "batch_size", "optimizer", "lr", "schedule")  # of a recipe, also where they are the default
@@ -184,12 +185,12 @@ def _figures(record: Checkpoint, metrics: dict[str, Any]) -> Iterator[str]:
     if metrics:
         rows += [("top-5", f"{metrics['top5']:.2f} %"), ("pictures", f"{metrics['count']:,}, one view each, float32")]
         worst = sorted(metrics["per_class"].items(), key=lambda item: item[1])[:2]
-        rows += [("lowest by class", ", ".join(f"{name} {value:.1f} %" for name, value in worst))]
+        rows += [("lowest by class", ", ".join(f"{markdown(name)} {value:.1f} %" for name, value in worst))]
     rows += [("parameters", f"{params} M"), (f"MACs at {size} px", f"{macs} M")]
     yield table(rows, "<<")
     yield f"Measured by `{record.measured}`."
     if record.label_names:
-        yield _fill(f"Classes: {', '.join(record.label_names)}.")
+        yield _fill(f"Classes: {', '.join(map(markdown, record.label_names))}.")
     yield _fill(
         f"Preprocessing: {size} x {size} RGB, (x / 255 - mean) / std with mean {record.mean} and std {record.std}; "
         "config.json says it, and all of the following apply it."
@@ -254,4 +255,4 @@ def _training(record: Checkpoint, folder: Path) -> Iterator[str]:
 
 
 def _plain(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value).lower()
+    return markdown(" ".join(map(str, value)) if isinstance(value, tuple) else str(value).lower())

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from . import __version__, arch, catalog, cli_convert, cli_deploy, cli_hub, cli_show, cli_train
 from .errors import ExportError, PublishError, TrainingStopped, WeightsError, one_line
+from .text import terminal
 
 DEFAULT_MODEL = cli_show.DEFAULT_MODEL
 
@@ -43,10 +44,17 @@ def _reason(error: Exception) -> str:
     return str(error) if isinstance(error, expected) and str(error) else f"{type(error).__name__}: {error}"
 
 
+class _Notice(logging.Formatter):
+    """A notice in one line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"mnv3: {terminal(super().format(record))}"
+
+
 def _set_up_output(debug: bool) -> None:
     """Our notices to stderr; of the Hub client's, which repeat every retry, only errors; no libraries' warnings."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("mnv3: %(message)s"))
+    handler.setFormatter(_Notice())
     logging.getLogger("mnv3").handlers = [handler]
     if not debug:
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
@@ -113,7 +121,7 @@ def _positive(text: str) -> int:
 
 def _table(rows: Iterable[Sequence[object]], align: str) -> Iterator[str]:
     """Rows as columns, each '<' or '>' aligned."""
-    rows = [[str(cell) for cell in row] for row in rows]
+    rows = [[terminal(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield "  ".join(f"{cell:{a}{w}}" for cell, a, w in zip(row, align, widths, strict=True)).rstrip()
@@ -231,7 +239,10 @@ def predict(args: argparse.Namespace) -> int:
         logging.getLogger("mnv3").warning("no --model: %s, the ten classes of CIFAR-10", DEFAULT_MODEL)
         model = create_model(DEFAULT_MODEL, pretrained=True)
     try:
-        model.to(torch.device(args.device))
+        device = torch.device(args.device)
+        if device.type == "meta":
+            raise RuntimeError("it holds no values, so nothing can be computed on it")
+        model.to(device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {args.device}: {str(error).splitlines()[0]}") from error
     failed = 0
@@ -251,8 +262,8 @@ def predict(args: argparse.Namespace) -> int:
 
 
 def _readable(prediction, name_file: bool) -> str:
-    lines = [f"{prediction.file}"] if name_file else []
+    lines = [terminal(prediction.file)] if name_file else []
     for entry in prediction.topk:
         label = entry["label"] or f"class {entry['index']}"
-        lines.append(f"{100 * entry['prob']:6.2f} %  {label}")
+        lines.append(f"{100 * entry['prob']:6.2f} %  {terminal(label)}")
     return "\n".join(lines)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from . import arch, catalog
+from .text import terminal
 
 Command = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
 
@@ -34,7 +35,7 @@ def add_commands(command: Command) -> None:
         "classes. Files of TFLite, Keras and TF-Slim and checkpoints of timm's train.py say it themselves",
     )
     sub.add_argument("--se-order", choices=arch.SE_ORDERS, help="squeeze-and-excite after the activation or before it")
-    sub.add_argument("--bn-eps", type=float, metavar="EPS", help="of the batch norms, if not the layout's own")
+    sub.add_argument("--bn-eps", type=_eps, metavar="EPS", help="of the batch norms, if not the layout's own")
     sub.add_argument("--drop-background", action="store_true", help="drop class 0 of TensorFlow's 1001")
     sub.add_argument("--ema", action=argparse.BooleanOptionalAction, help="averaged weights, or not (if there are any)")
     sub.add_argument(
@@ -45,6 +46,16 @@ def add_commands(command: Command) -> None:
         "labels",
     )
     sub.add_argument("--force", action="store_true", help="replace OUT if it is a weights folder or, with --to, a file")
+
+
+def _eps(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1:  # true of no NaN
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number between 0 and 1, such as 1e-5")
+    return value
 
 
 def convert(args: argparse.Namespace) -> int:
@@ -65,7 +76,7 @@ def convert(args: argparse.Namespace) -> int:
     folder = files.save(model, args.out, exist_ok=args.force)
     name = args.arch or model.pretrained_cfg["architecture"]
     sha256 = files.digest(folder / files.WEIGHTS_FILE)
-    print(f"wrote {folder}: {name}, {model.num_classes} classes, sha256 {sha256}")
+    print(terminal(f"wrote {folder}: {name}, {model.num_classes} classes, sha256 {sha256}"))
     return 0
 
 
@@ -84,7 +95,7 @@ def _export(args: argparse.Namespace, kind: str | None) -> int:
     else:
         model = _checkpoint(args)
     target = to_others.write(model, args.to, args.out, exist_ok=args.force)
-    print(f"wrote {args.out}: for {target}, sha256 {files.digest(args.out)}")
+    print(terminal(f"wrote {args.out}: for {target}, sha256 {files.digest(args.out)}"))
     return 0
 
 
@@ -130,7 +141,7 @@ def _foreign(args: argparse.Namespace, kind: str) -> Any:
     if args.arch and (name != found.arch or other):
         table = "".join(f" with {key}={value!r:.40}" for key, value in other.items())
         raise ValueError(f"{args.source} holds {found.arch}{table}, not {name}: leave --arch out to take it as it is")
-    print(f"{args.source}: {found.arch}; {found.note}")
+    print(terminal(f"{args.source}: {found.arch}; {found.note}"))
     classes = found.options.get("num_classes", arch.VARIANTS[name].num_classes)
     if classes == 1001 and not args.drop_background:
         logging.getLogger("mnv3").warning("class 0 of 1001 is TensorFlow's background: --drop-background drops it")

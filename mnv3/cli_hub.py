@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .errors import WeightsError, one_line
+from .text import terminal
 
 Command = Callable[..., argparse.ArgumentParser]
 
@@ -77,7 +78,7 @@ def run_push(args: argparse.Namespace) -> int:
         raise ValueError(f"--repo {args.repo} is for one folder, and there are {len(folders)}: set MNV3_NAMESPACE")
     for folder in folders:
         done = push(folder, repo=args.repo, private=args.private, revision=args.revision, dry_run=args.dry_run)
-        print(done, flush=True)
+        print(terminal(done), flush=True)
     return 0
 
 
@@ -87,7 +88,7 @@ def run_pull(args: argparse.Namespace) -> int:
 
     _quiet_bars()
     folder = pull(args.source, args.out, revision=args.revision, exist_ok=args.force)
-    print(f"wrote {folder}: try `mnv3 predict --checkpoint {folder} PICTURE`")
+    print(terminal(f"wrote {folder}: try `mnv3 predict --checkpoint {folder} PICTURE`"))
     return 0
 
 
@@ -99,7 +100,7 @@ def run_verify(args: argparse.Namespace) -> int:
     failed = 0
     for source in args.sources or _shipped():
         try:
-            print(verify(source), flush=True)
+            print(terminal(verify(source)), flush=True)
         except (WeightsError, ValueError, OSError) as error:
             failed += 1
             print(one_line(error), file=sys.stderr)
@@ -109,7 +110,7 @@ def run_verify(args: argparse.Namespace) -> int:
 def run_card(args: argparse.Namespace) -> int:
     """`mnv3 card [FOLDER ...]`."""
     from . import cards
-    from .files import write_atomically
+    from .atomic import write_atomically
     from .verify import record_of
 
     pages = {folder / cards.CARD_FILE: cards.card(record_of(folder), folder) for folder in args.folders or _shipped()}
@@ -118,5 +119,5 @@ def run_card(args: argparse.Namespace) -> int:
         pages[weights / cards.CARD_FILE] = cards.index(weights)
     for file, text in pages.items():
         write_atomically(file, text.encode())
-        print(f"wrote {file}")
+        print(terminal(f"wrote {file}"))
     return 0

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from . import recipe as recipes
 from .cli_deploy import MODEL_HELP, model_of
+from .text import terminal
 
 Command = Callable[..., argparse.ArgumentParser]
 
@@ -72,7 +73,7 @@ def run_finetune(args: argparse.Namespace) -> int:
     logging.getLogger("mnv3").setLevel(logging.INFO)
     folder = finetune(args.recipe, out=args.out, resume=args.resume, **_overrides(args.set))
     if _leave_together():
-        print(f"wrote {folder}: try `mnv3 predict --checkpoint {folder} PICTURE`")
+        print(terminal(f"wrote {folder}: try `mnv3 predict --checkpoint {folder} PICTURE`"))
     return 0
 
 
@@ -101,8 +102,9 @@ def run_eval(args: argparse.Namespace) -> int:
     if args.png:
         confusion(metrics.confusion, metrics.classes, args.png)
     print(f"top-1 {metrics.top1:.2f} %, top-5 {metrics.top5:.2f} %, loss {metrics.loss:.4f}, {metrics.count} pictures")
-    width = max(map(len, metrics.per_class))
-    for name, accuracy in metrics.per_class.items():
+    rows = [(terminal(name), accuracy) for name, accuracy in metrics.per_class.items()]
+    width = max(len(name) for name, _ in rows)
+    for name, accuracy in rows:
         print(f"  {name:{width}}  {accuracy:6.2f} %")
     return 0
 

@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+from .text import terminal
+
 
 class WeightsError(RuntimeError):
     """A file of weights is damaged, does not belong to the model, or could not be had.
@@ -33,7 +35,7 @@ class PublishError(RuntimeError):
 
 def one_line(error: object) -> str:
     """A message as the command line shows it."""
-    return f"mnv3: {' '.join(str(error).split())}"
+    return f"mnv3: {terminal(' '.join(str(error).split()))}"
 
 
 def choices(given: str, allowed: Iterable[str], *, limit: int = 20) -> str:

@@ -7,10 +7,8 @@ and the model's outputs for them. Files of tensors are read by checkpoint.py, wh
 import copy
 import json
 import os
-import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ import torch
 from torch import nn
 
 from .arch import as_arch
+from .atomic import new_folder, write_atomically as write_atomically
 from .catalog import WEIGHTS_FILE
 from .checkpoint import damage, digest, family_of, read_checkpoint, read_family  # noqa: F401 (callers find them here)
 from .layers import for_files
@@ -46,38 +45,10 @@ def save(model: nn.Module, folder: str | os.PathLike, *, exist_ok: bool = False,
     folder = Path(folder).resolve()
     model = unwrapped(model)
     contents = weights_files(model, **config)  # before anything is written
-    with new_folder(folder, exist_ok=exist_ok) as new:
+    with new_folder(folder, names=list(contents), needs=WEIGHTS_FILE, exist_ok=exist_ok) as new:
         for name, content in contents.items():
             (new / name).write_bytes(content)
     return folder
-
-
-@contextmanager
-def new_folder(
-    folder: Path, *, exist_ok: bool = False, names: Iterable[str] = (CONFIG_FILE, WEIGHTS_FILE, GOLDEN_FILE)
-) -> Iterator[Path]:
-    """A folder to write into, which appears under its name at the end of the block, or not at all.
-
-    Args:
-        folder: Its name, absolute.
-        exist_ok: Replace one that is there, if it has no other files than `names`.
-        names: Those that may be replaced.
-
-    Raises:
-        FileExistsError: It may not be replaced.
-    """
-    _check_replaceable(folder, exist_ok, names)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        new = draft / "new"
-        new.mkdir()
-        yield new
-        if folder.exists():
-            folder.replace(draft / "old")
-        new.replace(folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -109,19 +80,6 @@ def plain_tensors(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Ten
     return {key: value.cpu().clone(memory_format=torch.contiguous_format) for key, value in state_dict.items()}
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that appears whole or not at all, even if the machine stops."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(draft, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
 def _build_args(model: nn.Module) -> dict[str, Any]:
     """The arguments that build a model like this again; that they do is tried here."""
     from timm.models import model_entrypoint
@@ -147,16 +105,6 @@ def _build_args(model: nn.Module) -> dict[str, Any]:
                 "classes use reset_classifier(n)"
             )
     return args
-
-
-def _check_replaceable(folder: Path, exist_ok: bool, replaceable: Iterable[str]) -> None:
-    if not folder.exists():
-        return
-    if not exist_ok:
-        raise FileExistsError(f"{folder} exists: choose another folder, or replace it (exist_ok=True, --force)")
-    names = {file.name for file in folder.iterdir()} if folder.is_dir() else {"a file"}
-    if others := sorted(names - set(replaceable)):
-        raise FileExistsError(f"{folder} is not only a weights folder and is not replaced: it has {', '.join(others)}")
 
 
 def golden(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -1,31 +1,36 @@
 """Published weights: find, fetch, verify.
 
-A file of the Hub or of a URL is checked against its SHA-256 and, if damaged, fetched again once. What cannot be had
-raises `WeightsError` with the reason; nothing here answers with other weights than those asked for.
+A file of the Hub or of a URL is checked against its hash and, if damaged, fetched again once; a server that does not
+answer is waited for as patience.py says. What cannot be had raises `WeightsError` with the reason; nothing here answers
+with other weights than those asked for.
 """
 
 import json
 import logging
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import getproxies
+from urllib.request import Request, getproxies, urlopen
 
 import torch
 
+from .atomic import new_file
 from .catalog import CATALOG, WEIGHTS_FILE, Checkpoint, find
 from .errors import WeightsError
-from .files import CONFIG_FILE, damage, digest
+from .files import damage, digest
 from .folder import PICKLE_FILE, weights_in
+from .patience import NoAnswer, seconds_asked, timeout, waiting_for
 
 logger = logging.getLogger(__name__)
 
 PACKAGE = Path(__file__).resolve().parent
 NAMESPACE = "MNV3_NAMESPACE"  # the environment variable
 NO_JSON = "does not answer as the Hub does: is there a login page or a proxy in between, or a mirror that is not whole?"
+WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
 TOKEN = re.compile(r"(?<=Bearer )[^\s'\"]+|\bhf_[\w.-]{16,}")  # in a message
 LOCAL_WEIGHTS = (PACKAGE / "weights", PACKAGE.parent / "weights")  # in a wheel; in a checkout or a torch.hub copy
 
@@ -101,7 +106,7 @@ def fetch_hub(
     sha256: str | None = None,
     cache_dir: str | os.PathLike | None = None,
 ) -> Path:
-    """A file of a Hub repository, verified; see `fetch`. Without `sha256`, the digest that the Hub states is taken."""
+    """A file of a Hub repository, verified; see `fetch`. Without `sha256`, the hash that the Hub states is taken."""
 
     def download(damaged: Path | None) -> Path:
         from huggingface_hub import hf_hub_download  # here, so that a setting made after `import mnv3` still counts
@@ -110,24 +115,23 @@ def fetch_hub(
             raise WeightsError("HF_HUB_OFFLINE is set, so it cannot be fetched again: unset it")
         if damaged and not damaged.is_symlink():
             damaged.unlink(missing_ok=True)  # on a file system without symbolic links the client does not replace it
-        try:
-            path = hf_hub_download(
-                repo,
-                filename,
-                revision=revision,
-                cache_dir=cache_dir or default_cache(),
-                force_download=damaged is not None,
-                endpoint=endpoint(),
-                local_files_only=offline(),
-                library_name="mnv3",
-            )
-        except Exception as error:  # the client, httpx and the file system each have their own
-            raise WeightsError(problem(error, repo, filename, revision, cache_dir)) from error
+        with waiting_for(endpoint()):
+            try:
+                path = hf_hub_download(
+                    repo,
+                    filename,
+                    revision=revision,
+                    cache_dir=cache_dir or default_cache(),
+                    force_download=damaged is not None,
+                    endpoint=endpoint(),
+                    local_files_only=offline(),
+                    library_name="mnv3",
+                )
+            except Exception as error:  # the client, httpx and the file system each have their own
+                raise WeightsError(problem(error, repo, filename, revision, cache_dir)) from error
         return Path(path)
 
-    if filename == CONFIG_FILE:
-        return download(None)  # read_config checks it
-    return _verified(download, lambda path: sha256 or _stated_digest(path), f"{filename} of {repo}")
+    return _verified(download, lambda path: _damage_of_cached(path, sha256), f"{filename} of {repo}")
 
 
 def fetch_url(url: str, *, sha256: str | None = None, cache_dir: str | os.PathLike | None = None) -> Path:
@@ -139,25 +143,32 @@ def fetch_url(url: str, *, sha256: str | None = None, cache_dir: str | os.PathLi
         if damaged or not path.exists():
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                torch.hub.download_url_to_file(url, str(path), progress=False)  # writes beside it, then renames
+                _download_url(url, path)
             except Exception as error:
                 raise WeightsError(f"cannot download {url}{via(url)} to {folder}: {root_cause(error)}") from error
         return path
 
-    return _verified(download, lambda path: sha256, url)
+    return _verified(download, lambda path: damage(path, sha256), url)
 
 
-def _verified(download: Callable[[Path | None], Path], sha256_of: Callable[[Path], str | None], name: str) -> Path:
+def _download_url(url: str, path: Path) -> None:
+    """Write what a URL gives to a file, which appears whole or not at all."""
+    request = Request(url, headers={"User-Agent": "mnv3"})
+    with urlopen(request, timeout=timeout()) as response, new_file(path) as draft, open(draft, "wb") as file:
+        shutil.copyfileobj(response, file)
+
+
+def _verified(download: Callable[[Path | None], Path], damage_of: Callable[[Path], str | None], name: str) -> Path:
     """Download, check, and once more if the file is damaged; a file that stays damaged is removed."""
     path = download(None)
-    found = damage(path, sha256_of(path))
+    found = damage_of(path)
     if found is None:
         return path
     try:
         path = download(path)
     except WeightsError as error:
         raise WeightsError(f"{name} in the cache is damaged ({found}: {path}), and {error}") from error
-    found = damage(path, sha256_of(path))
+    found = damage_of(path)
     if found is None:
         return path
     for file in {path.resolve(), path}:
@@ -165,10 +176,30 @@ def _verified(download: Callable[[Path | None], Path], sha256_of: Callable[[Path
     raise WeightsError(f"{name} arrived damaged twice (the server or a mirror has another file?), removed: {found}")
 
 
-def _stated_digest(path: Path) -> str | None:
-    """The SHA-256 that the Hub states for a large file: its cache names the blob after it."""
-    blob = path.readlink().name if path.is_symlink() else ""
-    return blob if len(blob) == 64 else None
+def _damage_of_cached(path: Path, sha256: str | None) -> str | None:
+    """What is wrong with a file in the Hub's cache, by `sha256` or the hash that the Hub states, or None.
+
+    The cache names a file's content after that hash: SHA-256 for what is large, git's for the rest.
+    """
+    try:
+        stated = path.readlink().name if path.is_symlink() else ""
+        if len(stated) == 40 and not sha256 and (found := git_hash(path)) != stated:
+            return f"expected git hash {stated[:12]}, found {found[:12]} in {path.stat().st_size} bytes"
+        sha256 = sha256 or (stated if len(stated) == 64 else None)
+        if path.suffix in WEIGHTS_SUFFIXES:
+            return damage(path, sha256)
+        if sha256 and (found := digest(path)) != sha256:
+            return f"expected sha256 {sha256[:12]}, found {found[:12]} in {path.stat().st_size} bytes"
+    except OSError as error:  # another process has removed it, for instance
+        return f"cannot be read: {error}"
+    return None
+
+
+def git_hash(path: Path) -> str:
+    """What git, and the Hub, call the content of a file."""
+    from huggingface_hub.utils.sha import git_hash
+
+    return git_hash(path.read_bytes())
 
 
 def endpoint() -> str:
@@ -209,6 +240,13 @@ def status_of(error: BaseException) -> int | None:
     """The HTTP status that an error of the client came from."""
     responses = [getattr(cause, "response", None) for cause in causes(error)]
     return next((response.status_code for response in responses if response is not None), None)
+
+
+def wait_of(error: BaseException) -> str | None:
+    """How long the server asks not to be asked again, in words, if the error came from an answer that says so."""
+    responses = [getattr(cause, "response", None) for cause in causes(error)]
+    seconds = max(map(seconds_asked, responses))
+    return f"{seconds:g} seconds" if seconds else None
 
 
 def root_cause(error: BaseException) -> str:
@@ -259,7 +297,10 @@ def problem(
     if status == 401:
         return f"{server} wants another token than that of HF_TOKEN or `hf auth login`: get a new one, or unset it"
     if status == 429:
-        return f"{server} has had too many requests (HTTP 429): wait some minutes, or set HF_TOKEN for a higher limit"
+        wait = wait_of(error) or "some minutes"
+        return f"{server} has had too many requests (HTTP 429): wait {wait}, or set HF_TOKEN for a higher limit"
+    if silence := next((cause for cause in chain if isinstance(cause, NoAnswer)), None):
+        return f"cannot fetch {what}{via(server)}: {silence}"
     if due_to(errors.FileMetadataError):
         return f"{server} answers without the Hub's headers for {what}: is it a full mirror? ({root_cause(error)})"
     if due_to(json.JSONDecodeError):

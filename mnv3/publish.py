@@ -5,7 +5,6 @@ logits were found to be what the catalog says. The Hub's own client does all the
 """
 
 import filecmp
-import hashlib
 import json
 import os
 import re
@@ -17,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import __version__, cards, files, hub
+from .atomic import new_folder
 from .cards import CARD_FILE
-from .catalog import find, split_name
+from .catalog import WEIGHTS_FILE, find, split_name
 from .errors import PublishError, WeightsError
 from .factory import check_architecture, create_model
+from .patience import NoAnswer, waiting_for
 from .verify import NAMES, REQUIRED, calling, check, download, record_at, verify
 
 __all__ = ["Push", "pull", "push", "verify"]
@@ -95,7 +96,7 @@ def pull(
     names = [file for file in NAMES if (found / file).is_file()]
     if out.is_dir() and filecmp.cmpfiles(found, out, names, shallow=False)[0] == names:
         return out
-    with files.new_folder(out, exist_ok=exist_ok, names=NAMES) as new:
+    with new_folder(out, names=NAMES, needs=WEIGHTS_FILE, exist_ok=exist_ok) as new:
         for file in names:
             shutil.copyfile(found / file, new / file)
     return out
@@ -135,7 +136,7 @@ def push(
                     f"{copy / CARD_FILE} is not the card of {record.name} in the catalog: `mnv3 card {copy}` writes it"
                 )
             (copy / CARD_FILE).write_text(cards.card(record, copy, repo=repo), encoding="utf-8")
-        with _explained(repo):
+        with waiting_for(hub.endpoint()), _explained(repo):
             remote = _Remote(repo, branch, writes=not dry_run)
             if private and remote.exists and not remote.private:
                 raise PublishError(f"{repo} exists and is public: --private is for a new repository")
@@ -191,7 +192,7 @@ class _Remote:
         def same(name: str) -> bool:
             if lfs := getattr(there.get(name), "lfs", None):
                 return lfs.sha256 == files.digest(folder / name)
-            return getattr(there.get(name), "blob_id", None) == _git_hash(folder / name)
+            return getattr(there.get(name), "blob_id", None) == hub.git_hash(folder / name)
 
         return tuple(name for name in names if not same(name))
 
@@ -215,12 +216,6 @@ class _Remote:
         self.head = info.oid
         if missing := self.differing(folder):
             raise PublishError(f"{self.repo} took the commit without {', '.join(missing)}: does its .gitignore say so?")
-
-
-def _git_hash(file: Path) -> str:
-    """What git calls a file's content."""
-    data = file.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 def _copy_known(folder: Path, copy: Path) -> tuple[str, ...]:
@@ -279,12 +274,14 @@ def _problem(error: Exception, repo: str) -> str:
     if status == 412:
         return f"{repo} on {server} was changed meanwhile (HTTP 412): look at what is there, and run it again"
     if status == 429:
-        wait = re.search(r"Retry after (\d+) seconds", " ".join(map(str, chain)))
-        return f"{server} has had too many requests (HTTP 429): wait {wait[1] if wait else '300'} seconds. {AGAIN}"
+        wait = hub.wait_of(error) or "300 seconds"
+        return f"{server} has had too many requests (HTTP 429): wait {wait}. {AGAIN}"
     if status == 400 or "Invalid metadata" in str(error):
         return f"{server} refuses it: {hub.TOKEN.sub('***', ' '.join(str(error).split()))}"
     if due_to(json.JSONDecodeError):
         return f"{server} {hub.NO_JSON}"
+    if silence := next((cause for cause in chain if isinstance(cause, NoAnswer)), None):
+        return f"{silence}. {AGAIN}"
     if status and status >= 500:
         return f"{server} is in trouble (HTTP {status}). {AGAIN}"
     if any("xet" in f"{type(cause).__module__} {cause}".lower() for cause in chain):

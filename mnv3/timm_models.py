@@ -117,7 +117,9 @@ def _create(
         )
         kwargs.setdefault("in_chans", load_cfg.input_size[0])
         cfg = dataclasses.replace(cfg, num_classes=load_cfg.num_classes, input_size=load_cfg.input_size)
-        load_cfg = dataclasses.replace(load_cfg, num_classes=NEW_CLASSIFIER) if new_classifier else load_cfg
+        if new_classifier:
+            load_cfg = dataclasses.replace(load_cfg, num_classes=NEW_CLASSIFIER)
+            cfg = dataclasses.replace(cfg, tag=None, label_names=None)  # they name the classes of the old one
         bn_eps = kwargs.pop("bn_eps", None)  # the weights are for BN_EPS
     feature_cfg = {"out_indices": tuple(range(len(probe.feature_info))), "flatten_sequential": True}
     model = build_model_with_cfg(

@@ -177,7 +177,7 @@ def _golden_deviation(model: nn.Module, golden: dict[str, Tensor]) -> float:
 
 
 def download(repo: str, revision: str | None, record: Checkpoint | None) -> Path:
-    """The files of one commit of a repository, in the Hub's cache; the weights verified.
+    """The files of one commit of a repository, in the Hub's cache, all of them verified.
 
     What the Hub has now, or an error: the cache alone only for a full commit, and where HF_HUB_OFFLINE is set.
 
@@ -187,20 +187,25 @@ def download(repo: str, revision: str | None, record: Checkpoint | None) -> Path
     from huggingface_hub import HfApi, snapshot_download
 
     asks = not hub.offline() and not re.fullmatch("[0-9a-f]{40}", revision or "")
-    try:
-        head = HfApi(endpoint=hub.endpoint()).model_info(repo, revision=revision).sha if asks else None
-        folder = snapshot_download(
-            repo,
-            revision=revision,
-            allow_patterns=list(NAMES),
-            cache_dir=hub.default_cache(),
-            endpoint=hub.endpoint(),
-            local_files_only=hub.offline(),
-            library_name="mnv3",
-        )
-    except Exception as error:  # the client, its transport and the file system each have their own
-        raise WeightsError(hub.problem(error, repo, "the weights folder", revision)) from error
-    commit = Path(folder).name
+    with hub.waiting_for(hub.endpoint()):
+        try:
+            head = HfApi(endpoint=hub.endpoint()).model_info(repo, revision=revision).sha if asks else None
+            folder = snapshot_download(
+                repo,
+                revision=revision,
+                allow_patterns=list(NAMES),
+                cache_dir=hub.default_cache(),
+                endpoint=hub.endpoint(),
+                local_files_only=hub.offline(),
+                library_name="mnv3",
+            )
+        except Exception as error:  # the client, its transport and the file system each have their own
+            raise WeightsError(hub.problem(error, repo, "the weights folder", revision)) from error
+    folder = Path(folder)
+    commit = folder.name
     if head not in (None, commit):  # where the Hub is lost, the client takes what the cache has
         raise WeightsError(f"{repo} was changed, or {hub.endpoint()} lost, while it was fetched: run it again")
-    return hub.fetch_hub(repo, revision=commit, sha256=record.sha256 if record else None).parent
+    for name in (name for name in NAMES if (folder / name).is_file()):
+        sha256 = record.sha256 if record and name == WEIGHTS_FILE else None
+        hub.fetch_hub(repo, name, revision=commit, sha256=sha256)
+    return folder

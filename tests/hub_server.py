@@ -20,6 +20,8 @@ import json
 import os
 import re
 import shutil
+import socket
+import struct
 import threading
 import time
 from dataclasses import dataclass
@@ -61,6 +63,9 @@ FAULTS = {
     "bad-token": "the token is refused",
     "busy": "status 503",
     "limited": "status 429",
+    "later": "status 503, and Retry-After: HubServer.later",
+    "silent": "no answer for HubServer.silence seconds, and then the connection closes",
+    "reset": "the connection is reset",
     "forbidden": "status 403",
     "cut-upload": "the connection closes half-way through what the client sends",
     "no-answer": "what was asked is done, and the connection closes before the answer",
@@ -95,6 +100,8 @@ class HubServer(ThreadingHTTPServer):
         url: The HF_ENDPOINT.
         requests: All requests so far.
         delay: Seconds per 64 KiB under the fault 'slow'.
+        later: Seconds that 'limited' and 'later' ask a client to wait.
+        silence: Seconds of 'silent'.
         linked: Whether files of weights have the X-Linked-* headers, as on the real Hub; not every mirror sends them.
         lfs: Suffixes of the files that git keeps outside, which have the SHA-256 as their ETag.
         redirect: Whether files of weights come from another host name, as from the real Hub's CDN.
@@ -114,6 +121,8 @@ class HubServer(ThreadingHTTPServer):
         self.requests: list[Request] = []
         self.faults: list[Fault] = []
         self.delay = 0.05
+        self.later = 57
+        self.silence = 20.0
         self.linked = True
         self.lfs = LFS
         self.redirect = False
@@ -234,6 +243,15 @@ class Handler(BaseHTTPRequestHandler):
             self._send(200, PAGE, {"Content-Type": "text/html"})
         elif "busy" in faults:
             self._send(503, b"try later")
+        elif "later" in faults:
+            self._send(503, b"try later", {"Retry-After": str(self.server.later)})
+        elif "silent" in faults:
+            time.sleep(self.server.silence)
+            raise ConnectionResetError
+        elif "reset" in faults:
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+            raise ConnectionResetError
         elif "bad-token" in faults:
             self._error(401, None, "Invalid credentials in Authorization header")
         elif gate := faults & {"gated-401", "gated-403"}:
@@ -334,7 +352,11 @@ class Handler(BaseHTTPRequestHandler):
         return repo in self.server.private and not self.server.may_write(token, repo.split("/")[0])
 
     def _limited(self) -> None:
-        self._send(429, b"{}", {"RateLimit": '"api";r=0;t=57', "RateLimit-Policy": '"fixed window";"api";q=500;w=300'})
+        self._send(
+            429,
+            b"{}",
+            {"RateLimit": f'"api";r=0;t={self.server.later}', "RateLimit-Policy": '"fixed window";"api";q=500;w=300'},
+        )
 
     def _json(self, content: object, status: int = 200) -> None:
         self._send(status, json.dumps(content).encode(), {"Content-Type": "application/json"})

@@ -229,6 +229,9 @@ def test_predict_by_source(run, fails, pictures, net):
 def test_predict_wrong_usage(run, fails, pictures, net, tmp_path):
     assert f"no pictures in {tmp_path}" in fails("predict", tmp_path, "--checkpoint", net)
     assert "--device nonsense" in fails("predict", pictures / "a.png", "--checkpoint", net, "--device", "nonsense")
+    assert "--device meta: it holds no values" in fails(
+        "predict", pictures / "a.png", "--checkpoint", net, "--device", "meta"
+    )
     message = f"mnv3: --checkpoint {tmp_path / 'none'}: no such file or folder\n"
     assert fails("predict", "x", "--checkpoint", tmp_path / "none") == message
     assert fails("predict", "x", "--checkpoint", tmp_path / "none", "--model", "mnv3_small") == message
@@ -418,6 +421,15 @@ def test_convert_eps_and_order(run, fails, tmp_path):
     x = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
         torch.testing.assert_close(mnv3.load_checkpoint(tmp_path / "out").eval()(x), theirs(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("eps", ["nan", "-5", "0", "inf", "1", "small"])
+def test_convert_takes_an_eps_that_is_one(eps, capsys, tmp_path):
+    with pytest.raises(SystemExit) as info:
+        cli.main(["convert", str(tmp_path / "in.pth"), str(tmp_path / "out"), f"--bn-eps={eps}"])
+    assert info.value.code == 2
+    message = f"argument --bn-eps: '{eps}': expected a number between 0 and 1, such as 1e-5"
+    assert capsys.readouterr().err.splitlines()[-1].endswith(message)
 
 
 def test_convert_refuses(fails, tmp_path):

@@ -414,16 +414,17 @@ def test_archives(good, tmp_path):
     archive(file, config__json=plain, model__weights__h5=weights)
     assert from_keras.read(file).arch == "mnv3_small_tf"  # packed with compression by somebody: fine
     for content, message in (
-        (edited(layer("Lambda")), "it has layers of the kinds Lambda import os"),
-        (edited(layer("MyLayer")), "it has layers of the kinds MyLayer"),
-        (edited(setting("BatchNormalization", epsilon=1e-5)), "epsilon of 1e-05; expected 0.001"),
-        (edited(lambda layers: layers[3]["config"].update(epsilon="x")), "epsilon of (x, 0.001|0.001, x); expected"),
-        (edited(setting("Rescaling", scale=1 / 255, offset=0)), "it scales pixels by"),
-        ("{}", "config.json is not that of a Keras model"),
-        ("[" * 100_000, "config.json is not that of a Keras model"),
-        ("nothing", "config.json is not that of a Keras model"),
-        ('{"config": {"layers": [1]}}', "config.json is not that of a Keras model"),
-        ('{"config": {"layers": [{"class_name": [], "config": {}}]}}', "config.json is not that of a Keras model"),
+        (edited(layer("Lambda")), "it has layers of the kinds evil Lambda"),
+        (edited(layer("MyLayer")), "it has layers of the kinds evil MyLayer"),
+        (edited(setting("BatchNormalization", epsilon=1e-5)), "epsilon 1e-05, expected 0.001"),
+        (edited(lambda layers: layers[3]["config"].update(epsilon="x")), "'conv_bn' has epsilon 'x', expected 0.001"),
+        (edited(setting("Rescaling", scale=1 / 255)), "Rescaling 'rescaling.*' has scale 0.0039"),
+        (edited(setting("Rescaling", offset=0)), "Rescaling 'rescaling.*' has offset 0, expected -1.0"),
+        ("{}", "its configuration is not that of a Keras model"),
+        ("[" * 100_000, "its configuration is not that of a Keras model"),
+        ("nothing", "its configuration is not that of a Keras model"),
+        ('{"config": {"layers": [1]}}', "its configuration is not that of a Keras model"),
+        ('{"config": {"layers": [{"class_name": [], "config": {}}]}}', r"layers of the kinds \[\]"),
         (" " * 20_000_000, "config.json would unpack to 20000000 bytes"),
     ):
         archive(file, config__json=content, model__weights__h5=weights)
@@ -434,6 +435,235 @@ def test_archives(good, tmp_path):
     refused(file, "not a Keras archive: it has no model.weights.h5")
     archive(file, config__json=plain, model__weights__h5=weights[: len(weights) // 2])
     refused(file, "cannot be read as HDF5")
+
+
+# What the file says of its layers.
+
+
+class Altered:
+    """keras.layers, with other settings for the layers of a name."""
+
+    def __init__(self, layers, name, **settings):
+        self.layers, self.name, self.settings = layers, name, settings
+
+    def __getattr__(self, kind):
+        make = getattr(self.layers, kind)
+
+        def altered(*args, **settings):
+            return make(*args, **settings | (self.settings if settings.get("name") == self.name else {}))
+
+        return altered
+
+
+DIFFERENCES = {
+    "conv stride": ("conv", {"strides": (1, 1)}, r"Conv2D 'conv' has strides \[1, 1\], expected \[2, 2\]"),
+    "conv padding": ("conv", {"padding": "valid"}, "'conv' has padding 'valid', expected 'same'"),
+    "conv activation": ("conv_1", {"activation": "relu"}, "'conv_1' has activation 'relu', expected 'linear'"),
+    "stride": ("expanded_conv_3_depthwise", {"strides": 1}, r"strides \[1, 1\], expected \[2, 2\]"),
+    "dilation": ("expanded_conv_4_depthwise", {"dilation_rate": 2}, r"dilation_rate \[2, 2\], expected \[1, 1\]"),
+    "padding": ("expanded_conv_1_depthwise", {"padding": "same"}, "has padding 'same', expected 'valid'"),
+    "zeros": (
+        "expanded_conv_1_depthwise_pad",
+        {"padding": ((1, 0), (1, 0))},
+        r"has padding \[\[1, 0\], \[1, 0\]\], exp",
+    ),
+    "epsilon": ("expanded_conv_5_expand_bn", {"epsilon": 1e-5}, "'expanded_conv_5_expand_bn' has epsilon 1e-05"),
+    "relu6": ("expanded_conv_squeeze_excite_relu", {"max_value": 6.0}, "has max_value 6.0, expected None"),
+    "leaky": ("expanded_conv_squeeze_excite_relu", {"negative_slope": 0.1}, "has negative_slope 0.1, expected 0"),
+    "sigmoid": ("predictions", {"activation": "sigmoid"}, "'predictions' has activation 'sigmoid', expected 'softmax'"),
+}
+
+
+@pytest.mark.parametrize("ending", ["keras", "h5"])
+@pytest.mark.parametrize("case", DIFFERENCES)
+def test_another_setting_of_one_layer(case, ending, monkeypatch, tmp_path):
+    """Keras builds and writes it; all shapes of arrays are MobileNetV3's."""
+    name, settings, message = DIFFERENCES[case]
+    module = keras.src.applications.mobilenet_v3
+    monkeypatch.setattr(module, "layers", Altered(keras.layers, name, **settings))
+    build(alpha=0.35, classes=2, classifier_activation="softmax").save(tmp_path / f"x.{ending}")
+    refused(tmp_path / f"x.{ending}", f"not the MobileNetV3 of keras.applications: .*{message}")
+
+
+def other_functions(monkeypatch):
+    """Ways to change the functions of which keras.applications builds the network."""
+    module = keras.src.applications.mobilenet_v3
+    layers = module.layers
+    squeeze_excite, block = module._se_block, module._inverted_res_block
+
+    def max_pool(inputs, filters, se_ratio, prefix):
+        monkeypatch.setattr(
+            layers, "GlobalAveragePooling2D", lambda **_: layers.GlobalMaxPooling2D(keepdims=True, name=f"{prefix}max")
+        )
+        found = squeeze_excite(inputs, filters, se_ratio, prefix)
+        monkeypatch.undo()
+        return found
+
+    def no_gate(inputs, *args):
+        squeeze_excite(inputs, *args)
+        return inputs
+
+    def added_gate(inputs, *args):
+        return inputs + squeeze_excite(inputs, *args)
+
+    def no_residual(x, *args):
+        monkeypatch.setattr(layers, "Add", lambda **_: lambda inputs: inputs[1])
+        found = block(x, *args)
+        monkeypatch.undo()
+        return found
+
+    def double(x, *args):
+        return 2 * block(x, *args)
+
+    relu = layers.ReLU
+    return {
+        "max pooling": ("_se_block", max_pool, "comes GlobalMaxPooling2D .*, expected GlobalAveragePooling2D"),
+        "no squeeze-and-excite": ("_se_block", no_gate, "not a MobileNetV3"),
+        "gates are added": ("_se_block", added_gate, "comes Add 'add.*', expected Conv2D"),
+        "no residual": ("_inverted_res_block", no_residual, "go into nothing, expected one Add"),
+        "all doubled": ("_inverted_res_block", double, "comes Multiply '.*', expected Conv2D"),
+        "relu for h-swish": ("hard_swish", lambda x: relu()(x), "comes ReLU 're_lu.*', expected Activation"),
+        "h-swish for relu": ("relu", lambda x: layers.Activation("hard_swish")(x), "'hard_silu', expected 'relu'"),
+        "sigmoid": ("hard_sigmoid", lambda x: layers.Activation("sigmoid")(x), "comes Activation '.*', expected Add"),
+        "Keras 2's hard sigmoid": (
+            "hard_sigmoid",
+            lambda x: relu(1.0)(x * 0.2 + 0.5),
+            "comes Multiply '.*' expected Add|",
+        ),
+        "another sixth": ("hard_sigmoid", lambda x: relu(6.0)(x + 3.0) * 0.2, "has the number 0.2, expected 0.166"),
+        "another three": ("hard_sigmoid", lambda x: relu(6.0)(x + 2.0) * (1 / 6), "has the number 2.0, expected 3.0"),
+    }
+
+
+@pytest.mark.parametrize("ending", ["keras", "h5"])
+def test_other_functions_inside(ending, tmp_path):
+    cases = list(other_functions(pytest.MonkeyPatch()))
+    for case in cases:
+        with pytest.MonkeyPatch.context() as patch, pytest.MonkeyPatch.context() as inner:
+            name, function, message = other_functions(inner)[case]
+            patch.setattr(keras.src.applications.mobilenet_v3, name, function)
+            build(alpha=0.35, classes=2).save(tmp_path / f"x.{ending}")
+        refused(tmp_path / f"x.{ending}", message)
+
+
+@pytest.mark.parametrize("ending", ["keras", "h5"])
+def test_models_of_keras_applications_convert(ending, tmp_path):
+    """Its options that are no difference, and pooling, which is taken over."""
+    for options in (
+        {"classifier_activation": "softmax", "dropout_rate": 0.0},
+        {"input_shape": (97, 64, 3), "minimalistic": True},
+        {"input_shape": (None, None, 3)},
+        {"include_top": False},
+    ):
+        build(alpha=0.35, **options).save(tmp_path / f"x.{ending}")
+        assert "global_pool" not in ours(tmp_path / f"x.{ending}")[0].options
+    theirs = build("Small", "float64", include_top=False, pooling="max")
+    theirs.save(tmp_path / f"x.{ending}")
+    found, model = ours(tmp_path / f"x.{ending}")
+    assert found.options["global_pool"] == model.global_pool.pool_type == "max"
+    pixels = torch.randint(256, (2, 64, 64, 3), generator=torch.Generator().manual_seed(1)).double()
+    with torch.no_grad():
+        pooled = model.global_pool(model.forward_features((pixels.permute(0, 3, 1, 2) / 255 - 0.5) / 0.5)).flatten(1)
+        torch.testing.assert_close(pooled, theirs(pixels, training=False), rtol=0, atol=1e-9)
+
+
+def in_keras_2(layers):
+    """The layers of a configuration as Keras 2 wrote them: operators, h-swish by hand, connections as lists."""
+    written = []
+    for layer in layers:
+        config = layer["config"] | {"dtype": "float32"}
+        config.pop("batch_shape", None)
+        tensors, numbers = [], []
+        for value in layer["inbound_nodes"][0]["args"] if layer["inbound_nodes"] else ():
+            for each in value if isinstance(value, list) else [value]:
+                (tensors if isinstance(each, dict) else numbers).append(each)
+        names = [tensor["config"]["keras_history"][0] for tensor in tensors]
+        kind, name = layer["class_name"], layer["name"]
+        if kind == "InputLayer":
+            config["batch_input_shape"] = layer["config"]["batch_shape"]
+        if numbers:
+            operator = {"Add": "__operators__.add", "Multiply": "math.multiply"}[kind]
+            written.append(operation(name, operator, names[0], numbers[0]))
+        elif config.get("activation") == "hard_silu":
+            written.append(operation(f"{name}/add", "__operators__.add", names[0], 3.0))
+            written.append(node(f"{name}/relu", "ReLU", {"max_value": 6.0, "negative_slope": 0.0}, [f"{name}/add"]))
+            written.append(operation(f"{name}/mul", "math.multiply", f"{name}/relu", 1 / 6))
+            written.append(node(name, "Multiply", {}, [names[0], f"{name}/mul"]))
+        else:
+            written.append(node(name, kind, config, names))
+    return written
+
+
+def node(name, kind, config, inputs):
+    nodes = [[[each, 0, 0, {}] for each in inputs]] if inputs else []
+    return {"class_name": kind, "config": config | {"name": name}, "name": name, "inbound_nodes": nodes}
+
+
+def operation(name, function, tensor, number):
+    inputs = [[tensor, 0, 0, {"y": number, "name": None}]]
+    return {
+        "class_name": "TFOpLambda",
+        "config": {"name": name, "trainable": True, "dtype": "float32", "function": function},
+        "name": name,
+        "inbound_nodes": inputs,
+    }
+
+
+def test_a_whole_model_of_keras_2(good, tmp_path):
+    """The same arrays under a configuration in its form, and one with a difference."""
+    file = copied(good, tmp_path, "whole.h5")
+    with h5py.File(file, "r+") as root:
+        config = json.loads(root.attrs["model_config"])
+        layers = in_keras_2(config["config"]["layers"])
+        ends = {"input_layers": [[layers[0]["name"], 0, 0]], "output_layers": [[layers[-1]["name"], 0, 0]]}
+        root.attrs["model_config"] = json.dumps({"class_name": "Functional", "config": {"layers": layers} | ends})
+    expected = foreign.read(good / "whole.h5")
+    found = foreign.read(file)
+    assert found[:2] == expected[:2]
+    assert found.config == expected.config
+    with h5py.File(file, "r+") as root:
+        next(layer for layer in layers if layer["name"].endswith("/mul"))["inbound_nodes"][0][3]["y"] = 0.2
+        root.attrs["model_config"] = json.dumps({"class_name": "Functional", "config": {"layers": layers} | ends})
+    refused(file, "has the number 0.2, expected 0.166")
+
+
+def test_connections(good, tmp_path):
+    """Changed in the configuration alone, as no function of Keras would."""
+    file = copied(good, tmp_path, "whole.h5")
+    with h5py.File(file) as root:
+        plain = root.attrs["model_config"]
+    names = {layer["class_name"]: layer["name"] for layer in reversed(json.loads(plain)["config"]["layers"])}
+
+    def history(name):
+        return f'"keras_history": ["{name}", 0, 0]'
+
+    swapped = plain.replace('"expanded_conv_4_expand"', '"?"').replace(
+        '"expanded_conv_5_expand"', '"expanded_conv_4_expand"'
+    )
+    for content, message in (
+        (
+            plain.replace(history("expanded_conv_squeeze_excite_mul"), history(names["ReLU"])),
+            "expected GlobalAverage",
+        ),
+        (plain.replace(history("expanded_conv_2_add"), history("expanded_conv_2_project_bn")), "expected Add|comes"),
+        (swapped.replace('"?"', '"expanded_conv_5_expand"'), "where the weights of another layer belong"),
+        (plain.replace('"mask": null', '"training": true', 1), "is called with training=True"),
+        (plain.replace('"output_layers": ["', '"output_layers": ["conv", "'), "not that of a Keras model"),
+        (plain.replace(history("conv_bn"), '"keras_history": ["conv_bn", 1, 0]'), "not the one output of a layer"),
+        (plain.replace('"training": false', '"training": true'), "is called with training=True"),
+        (plain.replace('"groups": 1', '"new_setting": 7', 1), "has new_setting 7, which MobileNetV3's has not"),
+        (plain.replace('"float32"', '"int8"'), "computes in 'int8', expected a type of floats"),
+    ):
+        assert content != plain, message
+        with h5py.File(file, "r+") as root:
+            root.attrs["model_config"] = content
+        refused(file, message)
+    with h5py.File(file, "r+") as root:
+        root.attrs["model_config"] = " " * 3_000_000
+    refused(file, "attribute model_config is no text of at most")
+    with h5py.File(file, "r+") as root:
+        root.attrs["model_config"] = np.arange(3)
+    refused(file, "attribute model_config is no single text")
 
 
 def test_an_archive_that_lies_about_its_size(good, tmp_path):

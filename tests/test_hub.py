@@ -4,12 +4,14 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import re
 import resource
 import shutil
 import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -330,7 +332,7 @@ def test_a_server_that_states_no_size(server, theirs):
     [
         ("bad-token", "http://127.0.0.1:.* wants another token than that of HF_TOKEN or `hf auth login`"),
         ("busy", "cannot fetch model.safetensors .*503"),
-        ("limited", r"has had too many requests \(HTTP 429\): wait some minutes, or set HF_TOKEN"),
+        ("limited", r"has had too many requests \(HTTP 429\): wait 57 seconds, or set HF_TOKEN"),
         ("bare", "answers without the Hub's headers for model.safetensors .*full mirror"),
         ("gated-401", "timm/mobilenetv3_small_050.lamb_in1k is gated: ask for access on its page and set HF_TOKEN"),
         ("gated-403", "is gated: ask for access"),
@@ -341,6 +343,91 @@ def test_servers_that_refuse(server, fault, message, no_waiting):
     server.inject(fault)
     fails(message)
     assert cached(server) == []
+
+
+# --- servers that do not answer
+
+
+@pytest.fixture
+def patience(monkeypatch):
+    """Two seconds, with the client's own pauses."""
+    monkeypatch.setenv("MNV3_TIMEOUT", "2")
+
+
+@pytest.mark.parametrize(("fault", "reason"), [("silent", "[Tt]imed out|no answer"), ("busy", "HTTP 503")])
+def test_silent_servers(server, patience, caplog, fault, reason):
+    """The client alone takes from half a minute to seven minutes."""
+    server.inject(fault)
+    start = time.monotonic()
+    message = fails(
+        rf"cannot fetch model.safetensors .*: no answer from {server.url} within 2 s .*MNV3_TIMEOUT=SECONDS"
+    )
+    assert re.search(reason, message)
+    assert time.monotonic() - start < 8  # the last pause of the client may begin before the end
+    (line,) = [r.getMessage() for r in caplog.records if r.name == "mnv3" and "waiting for" in r.getMessage()]
+    assert re.fullmatch(rf"waiting for {server.url} \(.*\), 2 s at most; MNV3_TIMEOUT=SECONDS sets another limit", line)
+    assert cached(server) == []
+    server.recover()
+    assert load().num_classes == 1000
+
+
+def test_connections_that_are_reset(server):
+    server.inject("reset")
+    start = time.monotonic()
+    fails("cannot fetch model.safetensors .*Connection(ResetError|.*reset)")
+    assert time.monotonic() - start < 10
+
+
+def test_servers_that_ask_for_an_hour(server, patience, caplog):
+    """As `Retry-After`, or as the Hub's own limits of requests; the client would obey."""
+    server.later = 3600
+    start = time.monotonic()
+    server.inject("later")
+    fails("cannot fetch model.safetensors .*HTTP 503, asks for 3600 s")
+    server.recover()
+    server.inject("limited")
+    fails(r"has had too many requests \(HTTP 429\): wait 3600 seconds, or set HF_TOKEN")
+    assert time.monotonic() - start < 8
+    assert "asks for 3600 s" in caplog.text
+
+
+def test_a_short_silence_is_waited_for(server, theirs, monkeypatch, caplog):
+    monkeypatch.setenv("MNV3_TIMEOUT", "30")
+    server.inject("busy")
+    timer = threading.Timer(0.5, server.recover)
+    timer.start()
+    same_logits(load(), theirs)
+    timer.join()
+    assert "waiting for" not in caplog.text, "three seconds are no news"
+
+
+def test_a_slow_download_is_no_silence(server, theirs, monkeypatch):
+    monkeypatch.setenv("MNV3_TIMEOUT", "1")
+    server.delay = 0.03  # two seconds in all
+    server.inject("slow", files="*.safetensors")
+    same_logits(load(), theirs)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "soon"])
+def test_a_timeout_that_is_none(server, monkeypatch, value):
+    monkeypatch.setenv("MNV3_TIMEOUT", value)
+    with pytest.raises(ValueError, match=f"MNV3_TIMEOUT='{value}': expected seconds, a number above 0"):
+        load()
+
+
+def test_other_requests_of_the_client_are_left_alone(server, monkeypatch):
+    """A client of the user's own making is kept, and what is not ours is not bounded."""
+    from huggingface_hub.utils import _http
+
+    monkeypatch.setenv("MNV3_TIMEOUT", "0.5")
+    load()
+    server.silence = 1.0
+    server.inject("silent", files="/api/*")
+    start = time.monotonic()
+    with pytest.raises(Exception, match=r".") as info:
+        _http.get_session().get(f"{server.url}/api/models/{REPO}", timeout=10)
+    assert not isinstance(info.value, mnv3.patience.NoAnswer)
+    assert time.monotonic() - start > 0.9
 
 
 def test_what_is_not_there(server, monkeypatch):
@@ -454,6 +541,16 @@ def test_a_url_without_a_hash(url, fault, found):
     same_logits(
         timm.create_model("mnv3_small.tv_in1k", pretrained=True, pretrained_cfg_overlay=overlay).eval(), url.source
     )
+
+
+def test_a_url_that_does_not_answer(url, patience):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/x.pth"
+        start = time.monotonic()
+        with pytest.raises(WeightsError, match=f"cannot download {address} to .*timed out"):
+            hub.fetch_url(address)
+        assert time.monotonic() - start < 5
+    assert list(url.cache.iterdir()) == []
 
 
 def test_url_that_cannot_be_reached(url):

@@ -13,6 +13,7 @@ import mnv3
 
 # A file imports only from lower floors.
 FLOORS = [
+    {"text", "patience", "atomic"},
     {"errors", "folder_lock", "recipe_yaml"},
     {"arch", "recipe", "deep", "picture_formats"},
     {"catalog", "picture_folders", "show.fonts"},
@@ -22,9 +23,13 @@ FLOORS = [
     {"wrappers"},
     {"checkpoint"},
     {"convert", "model", "deploy.fuse", "deploy.formats", "foreign"},
-    {"files", "schema", *(f"foreign.{name}" for name in ("hdf5", "tensorbundle", "tensorflow", "tflite_file"))},
-    {"folder", "foreign.keras", "foreign.slim", "foreign.to_others", "foreign.tflite_values"},
-    {"trained", "foreign.tflite_layers"},
+    {
+        "files",
+        "schema",
+        *(f"foreign.{name}" for name in ("hdf5", "keras_config", "tensorbundle", "tensorflow", "tflite_file")),
+    },
+    {"folder", "foreign.keras_graph", "foreign.slim", "foreign.to_others", "foreign.tflite_values"},
+    {"trained", "foreign.keras", "foreign.tflite_layers"},
     {"foreign.tflite"},
     {"hub"},
     {"timm_models"},
@@ -62,7 +67,7 @@ FLOORS = [
     {"__main__"},
 ]
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
-STANDARD_LIBRARY_ONLY = {"errors", "arch", "catalog"}
+STANDARD_LIBRARY_ONLY = {"text", "errors", "atomic", "arch", "catalog"}
 HEAVY = {
     "torchvision.models",
     "tqdm",

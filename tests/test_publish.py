@@ -582,6 +582,48 @@ def test_pull_of_a_damaged_file(server, folder, tmp_path, fault):
     publish.pull(REPO, tmp_path / "out")
 
 
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_a_file_that_arrives_damaged_once(server, folder, tmp_path, name):
+    """Whichever it is: fetched again, not kept, not delivered."""
+    publish.push(folder)
+    server.inject("corrupt", files=name, times=1)
+    out = publish.pull(REPO, tmp_path / "out")
+    assert server.asked("GET").count(f"/{REPO}/resolve/{server.commits(REPO)[-1]}/{name}") == 2
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == {n: content(server)[n] for n in NAMES}
+    for cached in (tmp_path / "cache").rglob(name):
+        cached.resolve().write_bytes(b"damaged on the disk")
+    publish.pull(REPO, tmp_path / "again")
+    assert (tmp_path / "again" / name).read_bytes() == content(server)[name]
+
+
+@pytest.mark.parametrize("name", ["README.md", "config.json", "test.json"])
+def test_a_file_that_always_arrives_damaged(server, folder, tmp_path, name):
+    publish.push(folder)
+    server.inject("corrupt", files=name)
+    message = (
+        rf"{name} of {REPO} arrived damaged twice .*removed: expected git hash \w{{12}}, found \w{{12}} in \d+ bytes"
+    )
+    with pytest.raises(WeightsError, match=message):
+        publish.pull(REPO, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    server.recover()
+    assert (publish.pull(REPO, tmp_path / "out") / name).read_bytes() == content(server)[name]
+
+
+def test_silent_servers_and_the_commands(run, server, folder, tmp_path, monkeypatch):
+    """One line of what is waited for, and one of what became of it."""
+    publish.push(folder)
+    monkeypatch.setenv("MNV3_TIMEOUT", "0.5")
+    server.inject("silent")
+    for command in (("pull", REPO, tmp_path / "out"), ("verify", REPO), ("push", folder)):
+        status, _, err = run(*command)
+        assert status == 1
+        waiting, *_, last = err.splitlines()
+        assert waiting.startswith(f"mnv3: waiting for {server.url} (")
+        assert f"no answer from {server.url} within 0.5 s (" in last
+    assert not (tmp_path / "out").exists()
+
+
 def test_pull_of_a_hostile_repository(server, tmp_path, folder):
     """Other names are not fetched; pickles are not taken; another model is refused."""
     publish.push(folder)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ..arch import VARIANTS, Arch, scale
+from ..arch import VARIANTS, Arch, as_arch, scale
 from ..errors import WeightsError
 
 NAMES = {".tflite": "a TFLite file", ".h5": "an HDF5 file of Keras", ".keras": "a Keras archive"}
@@ -25,6 +25,14 @@ class Foreign(NamedTuple):
     state_dict: dict[str, Tensor]  # our keys
     config: dict[str, Any]  # entries of pretrained_cfg that the file says: mean, std, input_size ...
     note: str  # what was found, in one line
+
+    @property
+    def table(self) -> Arch:
+        """The network that `arch` and `options` name."""
+        if "arch" in self.options:
+            return as_arch(self.options["arch"])
+        variant = VARIANTS[self.arch]
+        return scale(variant.table, self.options.get("width", variant.width))
 
 
 def named(table: Arch, pad_type: str) -> tuple[str, dict[str, Any]]:
@@ -81,7 +89,7 @@ def kind_of(path: Path) -> str | None:
             with zipfile.ZipFile(path) as archive:
                 if "config.json" in archive.namelist():
                     return "keras"
-    except (OSError, zipfile.BadZipFile) as error:
+    except Exception as error:  # zipfile has ValueError, struct.error, NotImplementedError ... for damage
         raise WeightsError(f"{path}: cannot be read: {error}") from None
     if path.suffix in NAMES:
         raise WeightsError(f"{path}: by its name {NAMES[path.suffix]}, but it is not one, {path.stat().st_size} bytes")

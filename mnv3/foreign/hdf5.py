@@ -31,10 +31,7 @@ def read(
         WeightsError: It is not HDF5, is cut off, or uses what is refused here.
         ImportError: h5py is missing.
     """
-    try:
-        import h5py
-    except ImportError:
-        raise ImportError(f"{path}: HDF5 files need h5py: pip install 'mnv3[convert]'") from None
+    h5py = _h5py(path)
     size = path.stat().st_size if file is None else file.seek(0, 2)
     try:
         with h5py.File(file or path, "r") as root:
@@ -54,6 +51,38 @@ def read(
     except Exception as error:  # h5py has OSError, RuntimeError, KeyError, ValueError ... for damage
         reason = str(error).strip().split("\n")[0]
         raise WeightsError(f"{path}: cannot be read as HDF5, {size} bytes: {reason}") from None
+
+
+def attribute(path: Path, name: str, *, limit: int) -> str | None:
+    """A text among the attributes of a file, or None if it is no HDF5 file or has no such attribute.
+
+    Raises:
+        WeightsError: It is no single text of at most `limit` bytes.
+        ImportError: h5py is missing.
+    """
+    h5py = _h5py(path)
+    try:
+        with h5py.File(path, "r") as root:
+            if name not in root.attrs:
+                return None
+            found = root.attrs.get_id(name)
+            if found.shape != () or found.get_storage_size() > limit or found.dtype.kind not in "OS":
+                raise WeightsError(f"its attribute {name} is no single text")
+            text = root.attrs[name]
+    except OSError:  # `read` says what is wrong with the file
+        return None
+    text = text.decode(errors="replace") if isinstance(text, bytes) else text
+    if not isinstance(text, str) or len(text) > limit:
+        raise WeightsError(f"its attribute {name} is no text of at most {limit} bytes")
+    return text
+
+
+def _h5py(path: Path) -> Any:
+    try:
+        import h5py
+    except ImportError:
+        raise ImportError(f"{path}: HDF5 files need h5py: pip install 'mnv3[convert]'") from None
+    return h5py
 
 
 def _child(h5py: Any, group: Any, name: str) -> Any:

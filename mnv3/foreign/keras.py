@@ -10,18 +10,16 @@ Source: https://github.com/keras-team/keras/blob/master/keras/src/applications/m
 """
 
 import io
-import json
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from ..convert import BN_EPS_TF, some
+from ..convert import some
 from ..errors import WeightsError
-from . import Foreign, hdf5
+from . import Foreign, hdf5, keras_config, keras_graph
 from .tensorflow import foreign, our_key
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"  # in a .keras archive
@@ -35,11 +33,6 @@ VARIABLES = {
     "depthwise_conv2d": ("kernel",),
     "batch_normalization": ("gamma", "beta", "moving_mean", "moving_variance"),
 }
-LAYERS = {
-    "InputLayer", "Rescaling", "Conv2D", "DepthwiseConv2D", "ZeroPadding2D", "BatchNormalization", "ReLU", "Activation",
-    "GlobalAveragePooling2D", "GlobalMaxPooling2D", "Multiply", "Add", "Dropout", "Flatten", "Reshape", "Softmax",
-    "TFOpLambda __operators__.add", "TFOpLambda math.multiply",  # of Keras 2: the hard sigmoid
-}  # fmt: skip
 
 
 def read(path: Path) -> Foreign:
@@ -54,21 +47,46 @@ def read(path: Path) -> Foreign:
         WeightsError: The file is damaged, holds more than plain arrays, or another network.
         ImportError: h5py is missing.
     """
-    path, config, file = Path(path), {}, None
+    path, file, network = Path(path), None, None
     try:
         if zipfile.is_zipfile(path):
-            config, file = _unpacked(path)
+            content, file = _unpacked(path)
+            network = keras_config.parse(content)
+        elif content := hdf5.attribute(path, "model_config", limit=MAX_CONFIG):  # of a whole model
+            network = keras_config.parse(content)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from None
+    except ImportError:
+        raise
     except Exception as error:  # zipfile's, zlib's, struct's
-        raise WeightsError(f"{path}: cannot be read as a Keras archive: {error}") from None
+        reason = str(error).strip().split("\n")[0]
+        raise WeightsError(f"{path}: cannot be read as a Keras file: {type(error).__name__}: {reason}") from None
     arrays = hdf5.read(path, file, groups=GROUPS, leave_out=("dropout",))  # its random state is no weight
     try:
         if any("/vars/" in name for name in arrays):
             arrays = _by_layer(arrays)
-        return foreign(_by_our_keys(arrays), source="Keras' weights", **config)
+        found = foreign(_by_our_keys(arrays), source="Keras' weights")
+        return _checked(found, network, by_name=file is None) if network else found
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from None
+
+
+def _checked(found: Foreign, network: keras_config.Network, *, by_name: bool) -> Foreign:
+    """A model, with the size of its pictures and its pooling, if its layers are those of its table."""
+
+    def module_of(layer: str) -> str | None:
+        return (our_key(f"{layer}/bias") or "").removesuffix(".bias")
+
+    classes = found.options["num_classes"]
+    pooling = keras_graph.check(network, found.table, num_classes=classes, named=module_of if by_name else None)
+    if pooling != "avg":
+        found.options["global_pool"] = pooling
+    channels = found.options.get("in_chans", 3)
+    if network.picture[0] not in (None, channels):
+        raise WeightsError(f"its input has {network.picture[0]} channels, its weights are for {channels}")
+    if None not in network.picture:
+        found.config["input_size"] = network.picture
+    return found
 
 
 def _by_our_keys(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -136,7 +154,7 @@ def _norm_names(blocks: int) -> Iterator[str]:
     yield "conv_1_bn"
 
 
-def _unpacked(path: Path) -> tuple[dict[str, Any], io.BytesIO]:
+def _unpacked(path: Path) -> tuple[bytes, io.BytesIO]:
     """What the configuration of an archive says, and its weights; nothing in it is built or imported."""
     size = path.stat().st_size
     with zipfile.ZipFile(path) as archive:
@@ -148,33 +166,4 @@ def _unpacked(path: Path) -> tuple[dict[str, Any], io.BytesIO]:
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.file_size > limit:
                 raise WeightsError(f"{name} would unpack to {info.file_size} bytes, from an archive of {size}: refused")
             members.append(archive.read(info))  # no more than the size that it declares
-    return _checked(members[0]), io.BytesIO(members[1])
-
-
-def _checked(content: bytes) -> dict[str, Any]:
-    """Entries of pretrained_cfg from config.json.
-
-    Raises:
-        WeightsError: The model computes something else than keras.applications' does.
-    """
-    try:
-        layers = [(layer["class_name"], layer["config"]) for layer in json.loads(content)["config"]["layers"]]
-        others = {f"{kind} {config.get('function', '')}".strip() for kind, config in layers} - LAYERS
-        eps = {config["epsilon"] for kind, config in layers if kind == "BatchNormalization"}
-        scalings = [(config["scale"], config["offset"]) for kind, config in layers if kind == "Rescaling"]
-        shapes = [c.get("batch_shape") or c["batch_input_shape"] for kind, c in layers if kind == "InputLayer"]
-        picture = [n for n in shapes[0][1:] if isinstance(n, int) and 0 < n < 100_000]
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
-        raise WeightsError(f"{CONFIG} is not that of a Keras model: {type(error).__name__}: {error}") from None
-    if others:
-        raise WeightsError(
-            f"not a MobileNetV3 of keras.applications: it has layers of the kinds {some(sorted(others))}"
-        )
-    if eps != {BN_EPS_TF}:
-        raise WeightsError(f"its batch norms have an epsilon of {some(eps):.100}; expected {BN_EPS_TF}")
-    if scalings not in ([], [(1 / 127.5, -1.0)]):
-        raise WeightsError(f"it scales pixels by {scalings!s:.100}; expected 1 / 127.5 and -1, or none")
-    if len(picture) < 3:
-        return {}  # built for pictures of any size
-    height, width, channels = picture
-    return {"input_size": (channels, height, width)}
+    return members[0], io.BytesIO(members[1])

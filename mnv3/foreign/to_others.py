@@ -14,13 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from ..arch import dilate, reduce_tail, scale, scale_torchvision
+from ..atomic import write_atomically
 from ..convert import LAYOUTS
 from ..errors import choices
-from ..files import plain_tensors, write_atomically
+from ..files import plain_tensors
 from ..model import MobileNetV3
 from .tensorflow import TABLES
 
 TARGETS = ("timm", "torchvision")
+LOAD_WITH = "load with"  # of a file's metadata
 
 
 class Target(NamedTuple):
@@ -162,10 +164,25 @@ def write(model: nn.Module, to: str, path: str | os.PathLike, *, exist_ok: bool 
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"{path}: weights for {to} are one file: give a name that ends in .safetensors")
-    if path.exists() and not (exist_ok and path.is_file()):
+    if path.exists() and not exist_ok:
         raise FileExistsError(f"{path} exists: choose another file, or replace it (exist_ok=True, --force)")
+    if path.is_symlink() or (path.exists() and not _is_ours(path)):
+        raise FileExistsError(f"{path} is not replaced: it is no file of weights that `mnv3 convert --to` wrote")
     theirs = target(model, to)
     tensors = plain_tensors(export_state_dict(model, to))
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, save(tensors, metadata={"format": "pt", "load with": str(theirs)}))
+    write_atomically(path, save(tensors, metadata={"format": "pt", LOAD_WITH: str(theirs)}))
     return theirs
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is one that `write` wrote."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        return False
+    try:
+        with safe_open(path, framework="pt") as file:
+            return LOAD_WITH in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..text import drawable
 from . import style
 from .points import LIBRARIES, Point, check_data, measure, points_of, read_bench
 
@@ -111,7 +112,7 @@ def draw_points(place: Any, points: Sequence[Point], key: str) -> Callable[[], N
     axis.grid(which="both")
     if len({p.library for p in points}) > 1:
         axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
-    return partial(_label, axis, [(cost(p), p.top1, p.name) for p in points])
+    return partial(_label, axis, [(cost(p), p.top1, drawable(p.name)) for p in points])
 
 
 def _label(axis: Any, texts: Sequence[tuple[float, float, str]]) -> None:

@@ -1,7 +1,6 @@
 """A run in one HTML file: no script, no link to anything, readable on a phone and in the dark."""
 
 import base64
-import html
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -14,6 +13,7 @@ from ..catalog import CATALOG
 from ..factory import load_checkpoint
 from ..files import CONFIG_FILE
 from ..runs import RECIPE_FILE
+from ..text import html
 from . import style
 from .arch import BARS, COLUMNS, NOTES, block_height, draw_block, lines, shown
 from .calibration import calibration
@@ -113,11 +113,11 @@ def _read(folder: Path, data: str | None, data_dir: str | None) -> tuple[Results
 
 
 def _html(results: Results, missing: str | None, sections: Sequence[tuple[str, str, str]]) -> str:
-    title = html.escape(f"{results.recipe.model} on {Path(results.recipe.data).name}")
-    facts = ((html.escape(name), html.escape(value)) for name, value in _facts(results).items())
+    title = html(f"{results.recipe.model} on {Path(results.recipe.data).name}")
+    facts = ((html(name), html(value)) for name, value in _facts(results).items())
     facts = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts)
     links = "".join(f'<a href="#{i}">{name}</a> ' for name, i, _ in sections)
-    note = f"<p><strong>Not all could be drawn:</strong> {html.escape(missing)}.</p>" if missing else ""
+    note = f"<p><strong>Not all could be drawn:</strong> {html(missing)}.</p>" if missing else ""
     body = "".join(f'<section id="{i}"><h2>{name}</h2>\n{part}\n</section>\n' for name, i, part in sections)
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -135,7 +135,7 @@ def _html(results: Results, missing: str | None, sections: Sequence[tuple[str, s
 <nav>{links}</nav>
 {note}
 {body}
-<p><small>mnv3 {__version__}, of {html.escape(str(results.folder))}</small></p>
+<p><small>mnv3 {__version__}, of {html(str(results.folder))}</small></p>
 </body>
 </html>
 """
@@ -169,10 +169,10 @@ def _pictured(make: Callable[[], Any], alt: str, caption: str | None = None) -> 
         with style.page(None, dark=dark):
             content = style.image(style.finish(make(), None))
         sources.append("data:image/png;base64," + base64.b64encode(content).decode())
-    note = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
+    note = f"<figcaption>{html(caption)}</figcaption>" if caption else ""
     return (
         f'<figure><picture><source media="(prefers-color-scheme: dark)" srcset="{sources[1]}">'
-        f'<img alt="{html.escape(alt, quote=True)}" src="{sources[0]}"></picture>{note}</figure>'
+        f'<img alt="{html(alt)}" src="{sources[0]}"></picture>{note}</figure>'
     )
 
 
@@ -189,14 +189,14 @@ def _tested(results: Results) -> Iterator[str]:
     rows = confusion_rows(results) + (calibration_rows(results) if results.answers else [])
     yield from _figures(rows, "confusion matrix, classes and calibration on the test pictures")
     counts = dict(zip(results.classes, map(sum, results.test["confusion"]), strict=True))
-    lines = ((html.escape(name), counts[name], share) for name, share in results.test["per_class"].items())
+    lines = ((html(name), counts[name], share) for name, share in results.test["per_class"].items())
     yield "<details><summary>by class</summary><table><tr><th>class</th><th>pictures</th><th>top-1 / %</th></tr>"
     yield "".join(f"<tr><td>{name}</td><td>{count}</td><td>{share:.2f}</td></tr>" for name, count, share in lines)
     yield "</table></details>"
 
 
 def _recipe(results: Results) -> Iterator[str]:
-    yield f"<details><summary>{RECIPE_FILE}</summary><pre>{html.escape(results.recipe.to_yaml())}</pre></details>"
+    yield f"<details><summary>{RECIPE_FILE}</summary><pre>{html(results.recipe.to_yaml())}</pre></details>"
 
 
 def _network(results: Results) -> Iterator[str]:
@@ -205,12 +205,12 @@ def _network(results: Results) -> Iterator[str]:
     heads = dict(zip(COLUMNS, COLUMNS, strict=True))
     heads |= {name: label.replace("\n", " ") for name, (label, *_) in BARS.items()}
     yield '<div class="wide"><table><thead><tr>'
-    yield "".join(f"<th>{html.escape(head)}</th>" for head in heads.values())
+    yield "".join(f"<th>{html(head)}</th>" for head in heads.values())
     yield "</tr></thead><tbody>"
     for line in lines(table, rows, results.model.in_chans):
-        yield "<tr>" + "".join(f"<td>{html.escape(line[name])}</td>" for name in heads) + "</tr>"
+        yield "<tr>" + "".join(f"<td>{html(line[name])}</td>" for name in heads) + "</tr>"
     yield "</tbody></table></div>"
-    yield "".join(f"<p><small>{html.escape(note)}</small></p>" for note in NOTES[:1])
+    yield "".join(f"<p><small>{html(note)}</small></p>" for note in NOTES[:1])
     yield '<div class="grid">'
     for i in shown(table):
         draw = partial(draw_block, table=table, number=i, rows=rows, se_order=results.model.se_order)

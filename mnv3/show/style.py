@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..atomic import write_atomically
 from ..errors import choices
-from ..files import write_atomically
+from ..text import drawable, well_formed
 from . import fonts
 
 ENDINGS = (".png", ".svg")
@@ -97,7 +98,8 @@ def paper() -> str:
 
 
 def short(name: str, length: int = 28) -> str:
-    """A class's name, cut off where it is long."""
+    """A class's name, cut off where it is long, without what no font has."""
+    name = drawable(name)
     return name if len(name) <= length else f"{name[: length - 1]}…"
 
 
@@ -116,7 +118,7 @@ def sheet(
     figure = Figure(figsize=(width, sum(heights) + 0.35 * bool(title)), layout="constrained")
     FigureCanvasAgg(figure)
     if title:
-        figure.suptitle(title, fontsize=11, x=0.01, ha="left")
+        figure.suptitle(drawable(title), fontsize=11, x=0.01, ha="left")
     late = []
     lines = figure.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)[:, 0]
     for line, (_, parts) in zip(lines, rows, strict=True):
@@ -159,7 +161,7 @@ def image(figure: Any, kind: str = "png", **options: Any) -> bytes:
     """The content of a 'png' or 'svg' file; `options` are those of matplotlib's savefig."""
     content = io.BytesIO()
     figure.savefig(content, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else None, **options)
-    return content.getvalue()
+    return well_formed(content.getvalue()) if kind == "svg" else content.getvalue()
 
 
 def write(path: Path, content: bytes) -> None:

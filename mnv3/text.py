@@ -1,0 +1,44 @@
+"""Names out of files (classes, tensors, layers, files) as what reads them shows them, and nothing more than that.
+
+Whoever names a class can write escape sequences for a terminal, markup for a page, or characters that no XML may have.
+So every such text passes through one of these where it leaves.
+"""
+
+import html as _html
+import re
+import unicodedata
+
+JOINERS = "\u200c\u200d"  # of Persian, Hindi and emoji; all other invisible characters can hide or turn text
+UNKNOWN = "\N{REPLACEMENT CHARACTER}"
+MARKUP = re.compile(r"([\\`*_\[\]<>|&~$#!]|(?<=\w):(?=//)|(?<=\bwww)\.)")
+AT_THE_START = re.compile(r"(?<!\S)(\d{0,9})([-+=.)])(?=[-=]*(?:\s|$))")  # of a line: lists, rules and headings
+NOT_IN_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def terminal(text: object) -> str:
+    """For a terminal, in one line: what is not printable as Python escapes it."""
+    return "".join(c if _printable(c) else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def drawable(text: object) -> str:
+    """For a picture: a sign in place of what no font has."""
+    return "".join(c if _printable(c) else UNKNOWN for c in str(text))
+
+
+def html(text: object) -> str:
+    """For a page or an attribute on it. Lines stay."""
+    return _html.escape("".join(c if _printable(c) or c in "\n\t" else UNKNOWN for c in str(text)))
+
+
+def markdown(text: object) -> str:
+    """For a paragraph or a cell of a table in Markdown."""
+    return AT_THE_START.sub(r"\1\\\2", MARKUP.sub(r"\\\1", drawable(text)))
+
+
+def well_formed(content: bytes) -> bytes:
+    """An SVG without the characters that make XML ill-formed."""
+    return NOT_IN_XML.sub(UNKNOWN, content.decode(errors="replace")).encode()
+
+
+def _printable(character: str) -> bool:
+    return character.isprintable() or character in JOINERS or unicodedata.category(character) == "Zs"
