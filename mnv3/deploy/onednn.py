@@ -28,7 +28,9 @@ class PackedConv(nn.Module):
         where = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
         weight = conv.weight.detach().contiguous(memory_format=torch.channels_last)
         packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *where, list(shape))
-        unary = next(name for kind, name in UNARY.items() if isinstance(act, kind))
+        unary = next((name for kind, name in UNARY.items() if isinstance(act, kind)), None)
+        if unary is None:
+            raise ValueError(f"act_layer={type(act).__name__}: oneDNN's convolution has only ReLU and h-swish after it")
         self._conv, self._call = conv, (packed, conv.bias.detach(), *where, unary, [], "")
 
     def forward(self, x: Tensor) -> Tensor:
