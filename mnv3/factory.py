@@ -14,6 +14,7 @@ from torch import nn
 from . import files, hub, trained
 from .arch import VARIANTS
 from .catalog import CATALOG, TIMM_NAMES, arch_named, split_name
+from .checkpoint import FamilyWeights
 from .errors import WeightsError, choices
 from .folder import parse, read_config, read_config_file, weights_in
 
@@ -128,7 +129,7 @@ class Source(NamedTuple):
     """
 
     name: str
-    weights: files.FamilyWeights
+    weights: FamilyWeights
     cfg: dict[str, Any]
     model_args: dict[str, Any]
     bn_eps: float | None
