@@ -19,6 +19,7 @@ FLOORS = [
     {"depthwise", "images"},
     {"layers", "data"},
     {"convert", "model", "deploy.fuse", "deploy.formats", "foreign"},
+    {f"deploy.{name}" for name in ("metadata", "programs", "seal")},
     {"files", *(f"foreign.{name}" for name in ("hdf5", "tensorbundle", "tensorflow", "tflite_file"))},
     {"foreign.keras", "foreign.slim", "foreign.to_others", "foreign.tflite_values"},
     {"foreign.tflite_layers"},

@@ -24,6 +24,7 @@ from . import runtime
 from .formats import FORMATS, Format, Graph
 from .fuse import fuse
 from .runtime import quiet
+from .seal import seal
 from .verify import compare, inputs, mean_std
 
 DYNAMIC = ("batch", "size")
@@ -108,6 +109,7 @@ def export(
     with draft(file) as new:
         with quiet(), failed(to):
             entry.write(graph, new)
+            seal(new)
         written = size_of(new.parent)
         tolerance = entry.half_tolerance if half else entry.tolerance
         with failed(to):
