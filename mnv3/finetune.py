@@ -22,7 +22,7 @@ from safetensors.torch import save as as_bytes
 from torch import Tensor, nn
 
 from . import data, ingredients, progress, visualize
-from .errors import TrainingStopped
+from .errors import TrainingStopped, WeightsError
 from .evaluate import Metrics, evaluate
 from .files import plain_tensors, read_checkpoint, weights_files, write_atomically
 from .layers import BN_EPS, set_bn_eps
@@ -262,7 +262,10 @@ class Training:
 
     def _evaluate(self, split: str) -> Metrics:
         options = {"accelerator": self.accelerator, "workers": self.recipe.workers}
-        return evaluate(self.averaged, self.pictures[split], **options)
+        try:
+            return evaluate(self.averaged, self.pictures[split], **options)
+        except WeightsError as error:
+            self._fail(str(error))
 
     def _finish(self, folder: Path) -> Path:
         """Test once, and write the weights folder, pictures and figures."""

@@ -49,10 +49,9 @@ KINDS = _words(
     as_memory_format as_layout as_device as_sym_int as_sym_ints as_sym_bool as_sym_float as_expr as_name
     """
 )
-PICKLED_TENSORS = re.compile(r"data/(weights|constants)/model\.pt")  # as torch before 2.10 stores them
-EMPTIED = "data/sample_inputs/model.pt"
+PICKLED_TENSORS = re.compile(r"data/(weights|constants|sample_inputs)/model\.pt")  # the first two of older PyTorch
 PT2_RECORD = re.compile(
-    rf"{PICKLED_TENSORS.pattern}|{re.escape(EMPTIED)}|data/weights/(weight_\d+|model_weights_config\.json)"
+    rf"{PICKLED_TENSORS.pattern}|data/weights/(weight_\d+|model_weights_config\.json)"
     rf"|data/constants/(tensor_\d+|model_constants_config\.json)|models/model\.json|extra/{METADATA}"
     r"|archive_format|archive_version|byteorder|\.data/(version|serialization_id)"
 )
@@ -86,7 +85,7 @@ def pt2(content: bytes) -> tuple[io.BytesIO, str]:
         elif name.endswith("_config.json"):
             _check(json.loads(record))
     program = _plain_program(json.loads(records.get("models/model.json", b"{}")))
-    records |= {"models/model.json": json.dumps(program).encode(), EMPTIED: b""}
+    records |= {"models/model.json": json.dumps(program).encode(), "data/sample_inputs/model.pt": b""}
     safe = io.BytesIO()
     with PT2ArchiveWriter(safe) as writer:
         for name, record in records.items():
@@ -112,8 +111,10 @@ def torchscript(content: bytes, *, trusted: bool = False) -> tuple[Callable[[tor
     for name, record in records.items():
         if name.endswith("pkl"):
             _check_globals(name, record)
-        elif name.endswith(".py") and (found := re.search(rb"__setstate__|hook|classes", record)):
-            raise Refused(f"its code has {found[0].decode()!r}, which may run when it is loaded")
+        elif name.endswith(".py"):
+            for word in ("__setstate__", "classes", "hook"):
+                if word.encode() in record:
+                    raise Refused(f"its code has {word!r}, which may run when it is loaded")
     module = torch.jit.load(io.BytesIO(content), map_location="cpu")
     for node in module.inlined_graph.nodes():
         if node.kind() not in TORCHSCRIPT:

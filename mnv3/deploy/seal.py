@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import WeightsError
-from .formats import FORMATS, METADATA, Format, beside
+from .formats import FORMATS, METADATA, beside
 
 MARK = b"mnv3-sha256:"
 LENGTH = len(MARK) + 64
@@ -46,7 +46,7 @@ def seal(file: Path) -> None:
     entry = FORMATS[format_of(file)]
     if not entry.own_metadata:
         metadata = json.loads(beside(file).read_text(encoding="utf-8"))
-        metadata["files"] = _digests(_parts(file, entry)) | {".json": _digest_of(metadata)}
+        metadata["files"] = _digests(_parts(file)) | {".json": _digest_of(metadata)}
         beside(file).write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
     elif wrap := WRAPS.get(entry.suffix):
         written = unchecked(file)
@@ -63,7 +63,7 @@ def read(file: Path) -> Written:
     """
     entry = FORMATS[format_of(file)]
     if entry.own_metadata:
-        return _read_sealed(file, entry)
+        return _read_sealed(file)
     text = _text_beside(file)
     try:
         metadata = json.loads(text)
@@ -73,7 +73,7 @@ def read(file: Path) -> Written:
         raise WeightsError(f"{file}: {what}: not written by mnv3?") from None
     if ".json" not in expected:
         raise WeightsError(f"{file}: its {beside(file).name} has no SHA-256 of its own: of mnv3 0.1.0? {AGAIN}")
-    parts = _parts(file, entry)
+    parts = _parts(file)
     found = _digests(parts) | {".json": _digest_of(metadata)}
     if found != expected:
         what = [suffix for suffix in found if found[suffix] != expected.get(suffix)] or sorted(expected)
@@ -81,12 +81,29 @@ def read(file: Path) -> Written:
     return Written(file, parts, text)
 
 
+def ours(file: Path) -> bool:
+    """Whether mnv3 wrote what lies beside a file of this name: its .bin, and its FILE.json."""
+    try:
+        if FORMATS[format_of(file)].own_metadata:
+            return not file.is_symlink() and file.is_file() and f"<{METADATA} value=".encode() in file.read_bytes()
+        return not beside(file).is_symlink() and json.loads(_text_beside(file))["format"] in FORMATS
+    except (OSError, WeightsError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
+def paths(file: Path) -> list[Path]:
+    """Where a file of this name and what goes with it lie."""
+    entry = FORMATS[format_of(file)]
+    weights = [file.with_suffix(".bin")] if entry.suffix in (".xml", ".param") else []
+    return [file, *weights, *([] if entry.own_metadata else [beside(file)])]
+
+
 def unchecked(file: Path) -> Written:
     """A file that this program has just written itself, of any model."""
-    return Written(file, _parts(file, FORMATS[format_of(file)]), trusted=True)
+    return Written(file, _parts(file), trusted=True)
 
 
-def _read_sealed(file: Path, entry: Format) -> Written:
+def _read_sealed(file: Path) -> Written:
     with open(file, "rb") as opened:  # first what tells other files, which may be large, from ours
         size = opened.seek(0, 2)
         opened.seek(max(0, size - LENGTH - 3))
@@ -94,7 +111,7 @@ def _read_sealed(file: Path, entry: Format) -> Written:
             raise WeightsError(
                 f"{file}: no SHA-256 at its end: cut off, of mnv3 0.1.0 (export it again), or not written by mnv3?"
             )
-    written = Written(file, _parts(file, entry))
+    written = Written(file, _parts(file))
     if not _is_sealed(written):
         names = " and ".join(written.parts)
         other = "are not those that were written together" if len(written.parts) > 1 else "is not what was written"
@@ -118,12 +135,12 @@ def _digest(before: bytes, written: Written) -> str:
     return found.hexdigest()
 
 
-def _parts(file: Path, entry: Format) -> dict[str, bytes]:
-    paths = [file, file.with_suffix(".bin")] if entry.suffix in (".xml", ".param") else [file]
-    for path in paths:
+def _parts(file: Path) -> dict[str, bytes]:
+    parts = [path for path in paths(file) if path != beside(file)]
+    for path in parts:
         if not path.is_file():
             raise WeightsError(f"{file}: its {path.name} is missing, or not a file")
-    return {path.suffix: path.read_bytes() for path in paths}
+    return {path.suffix: path.read_bytes() for path in parts}
 
 
 def _text_beside(file: Path) -> str:
