@@ -212,7 +212,14 @@ def test_what_pt2_would_look_up_is_left_out_or_refused(records, net, tmp_path):
     def graph(program):
         program["graph_module"]["graph"]["nodes"][0]["inputs"][0]["arg"] = {"as_operator": "torch.load"}
 
-    for change, message in ((tree, "as in_spec"), (graph, "'as_operator', which mnv3 does not write")):
+    def name(program):
+        program["graph_module"]["graph"]["nodes"][0]["outputs"][0]["as_tensor"]["name"] = "torch.load"
+
+    for change, message in (
+        (tree, "as in_spec"),
+        (name, "'torch.load' as name"),
+        (graph, "'as_operator', which mnv3 does not write"),
+    ):
         with pytest.raises(WeightsError, match=rf"a.pt2: its graph has .*{message}"):
             load(pt2(changed(records, change), tmp_path / "a.pt2"))
     for content in (b"", b"[]", b"{}", b"[" * 100_000, b'{"graph_module": {"module_call_graph": []}}'):

@@ -39,6 +39,7 @@ OF_SIZES = _words("add sub mul floordiv mod neg eq ne lt le gt ge getitem")  # P
 TORCHSCRIPT = {f"aten::{name}" for name in ATEN} | _words("prim::Constant prim::ListConstruct prim::NumToTensor")
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")  # which torch.fx writes into Python code
 NUMBERED = re.compile(r"(weight|tensor)_\d+")
 VERSION = re.compile(r"[A-Za-z0-9.+<=-]+")
 SIZE_WORD = re.compile(r"s\d+|Symbol|Integer|Add|Mul|FloorDiv|Mod|Max|Min|True|False|positive|nonnegative|integer")
@@ -200,8 +201,8 @@ def _is_operator(target: str) -> bool:
 
 def _is_size(text: str) -> bool:
     """An expression of sizes, such as Add(Symbol('s53', integer=True), Integer(1)), which is evaluated as Python."""
-    rest = re.sub(r"'[A-Za-z_][A-Za-z0-9_]*'", "", text)  # names in quotes do nothing
-    words = re.findall(r"[A-Za-z_][A-Za-z0-9_]*", rest)
+    rest = re.sub(f"'{VARIABLE.pattern}'", "", text)  # names in quotes do nothing
+    words = VARIABLE.findall(rest)
     plain = not re.search(r"[^A-Za-z0-9_(),= *+-]|\*\*", rest)  # ** could take forever
     return plain and len(text) < 10_000 and all(map(SIZE_WORD.fullmatch, words))
 
@@ -222,6 +223,9 @@ def _is_tree(text: str) -> bool:
 
 SLOTS: dict[str, Callable[[str], Any]] = {
     "target": _is_operator,
+    "name": VARIABLE.fullmatch,
+    "as_name": VARIABLE.fullmatch,
+    "forward_arg_names": VARIABLE.fullmatch,
     "expr_str": _is_size,
     "in_spec": _is_tree,
     "out_spec": _is_tree,
