@@ -264,7 +264,8 @@ def test_a_damaged_checkpoint_says_so(plain, tmp_path):
 
 
 def test_a_validation_without_numbers_stops_the_run(plain, tmp_path, monkeypatch):
-    monkeypatch.setattr("mnv3.evaluate._logits", lambda model, x, tta: model(x) * float("nan"))
+    module = sys.modules["mnv3.evaluate"]  # the package has the function under this name
+    monkeypatch.setattr(module, "_logits", lambda model, x, tta: model(x) * float("nan"))
     with pytest.raises(TrainingStopped, match=r"^for \d+ of \d+ pictures the model gives NaN .* in epoch 1"):
         finetune(plain, out=tmp_path / "run")
 
