@@ -30,6 +30,7 @@ from .deploy.export import deployable, describe, failed
 from .deploy.formats import FORMATS, Graph
 from .deploy.optimize import CANDIDATES, optimize
 from .deploy.runtime import quiet
+from .deploy.seal import unchecked
 from .deploy.timing import repeat
 from .errors import ExportError, choices
 from .factory import create_model, load_checkpoint
@@ -276,8 +277,10 @@ def _work(pipe: Any, case: Case) -> None:
 
 
 def _runner(case: Case, model: nn.Module | None, x: torch.Tensor) -> tuple[Any, str | None]:
+    if case.file == case.model:
+        return runtime.load(case.file, threads=case.threads).run, None
     if case.file:
-        return runtime.OPENERS[case.runtime](Path(case.file), case.threads)[0], None
+        return runtime.OPENERS[case.runtime](unchecked(Path(case.file)), case.threads)[0], None
     if case.runtime == "optimize":
         fast = optimize(model, batch=case.batch, size=case.size)
         return fast, fast.choice.candidate

@@ -15,7 +15,7 @@ from .class_folders import composed
 from .data import DataError, EvalPictures, Pictures, files_loader
 from .factory import check_pooled, class_names, transforms
 from .files import write_atomically
-from .layers import evaluating
+from .layers import evaluating, finite, no_answer
 
 TTA = ("none", "flip")
 
@@ -59,6 +59,7 @@ def evaluate(
     Raises:
         DataError: The pictures do not have the model's number of classes or channels, or one cannot be read.
         ValueError: An unknown `tta`, or a model without pooling.
+        WeightsError: The model gives NaN or infinity.
     """
     if tta not in TTA:
         raise ValueError(f"tta={tta!r}: expected one of {', '.join(TTA)}")
@@ -69,19 +70,22 @@ def evaluate(
     batches = [list(mine[start : start + batch_size]) for start in range(0, len(mine), batch_size)]
     parameter = next(model.parameters())
     confusion = torch.zeros(classes, classes, dtype=torch.long)
-    sums = torch.zeros(2, dtype=torch.float64)  # loss, pictures with their class in the top 5
+    sums = torch.zeros(3, dtype=torch.float64)  # loss, pictures with their class in the top 5, those without an answer
     with evaluating(model):
         for batch, x in zip(batches, _inputs(model, pictures, batches, workers), strict=True):
             y = labels[batch]
             logits = _logits(model, x.to(parameter), tta).float().cpu()
             sums[0] += F.cross_entropy(logits.double(), y, reduction="sum")
             sums[1] += (logits.topk(min(5, classes)).indices == y[:, None]).sum()
+            sums[2] += (~logits.isfinite()).any(1).sum()  # an error of all processes, below: others would wait for one
             confusion += torch.bincount(y * classes + logits.argmax(1), minlength=classes**2).view_as(confusion)
     if world > 1:
         confusion, sums = (accelerator.reduce(t.to(accelerator.device)).cpu() for t in (confusion, sums))
+    if wrong := int(sums[2]):
+        raise no_answer(wrong, len(pictures))
     hits, counts = confusion.diag().tolist(), confusion.sum(1).tolist()
     per_class = {name: 100 * hit / count for name, hit, count in zip(names, hits, counts, strict=True) if count}
-    loss, top5 = (sums / len(pictures)).tolist()
+    loss, top5 = (sums[:2] / len(pictures)).tolist()
     loss = round(loss, 6)  # beyond lies the rounding of float32 logits, which depends on the batches
     top1 = 100 * sum(hits) / len(pictures)
     return Metrics(len(pictures), top1, 100 * top5, loss, names, per_class, confusion.tolist())
@@ -98,7 +102,8 @@ def probabilities(
     batches = [batch.tolist() for batch in torch.arange(len(pictures)).split(batch_size)]
     parameter = next(model.parameters())
     with evaluating(model):
-        found = [model(x.to(parameter)).float().softmax(1).cpu() for x in _inputs(model, pictures, batches, workers)]
+        batches = _inputs(model, pictures, batches, workers)
+        found = [finite(model(x.to(parameter)).float()).softmax(1).cpu() for x in batches]
     return names, labels, torch.cat(found)
 
 

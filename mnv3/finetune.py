@@ -230,7 +230,10 @@ class Training:
 
     def _evaluate(self, split: str) -> Metrics:
         options = {"accelerator": self.accelerator, "workers": self.recipe.workers}
-        return evaluate(self.averaged, self.pictures[split], **options)
+        try:
+            return evaluate(self.averaged, self.pictures[split], **options)
+        except WeightsError as error:
+            self._fail(str(error))
 
     def _finish(self) -> Path:
         """Test once, and write the weights folder, pictures and figures."""

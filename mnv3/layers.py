@@ -7,9 +7,11 @@ than to call them, the layer around them takes it (see `depthwise.is_plain`), eq
 
 import copy
 import math
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 
 from .arch import Bneck, se_before_act
 from .depthwise import convolve, in_graph, is_eager, is_plain
+from .errors import WeightsError
 
 BN_EPS = 1e-5  # for all weights: convert.py folds another source's eps into the running variance
 
@@ -71,17 +74,52 @@ def pooled_conv2d(conv: nn.Module, x: Tensor) -> Tensor:
     return F.linear(x.flatten(1), conv.weight.flatten(1), conv.bias)[..., None, None]
 
 
+_lock = threading.Lock()
+_evaluated: WeakKeyDictionary[nn.Module, tuple[int, bool]] = WeakKeyDictionary()  # how often now, and the mode before
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation, without gradients; afterwards every module has its mode again."""
-    modes = [(module, module.training) for module in model.modules()]  # a frozen batch norm has its own
-    model.eval()
+    """The model in evaluation, without gradients; afterwards every module has its mode again.
+
+    Of several threads that evaluate a model at once, the last gives the modes back.
+    """
+    modules = list(model.modules())  # a frozen batch norm has its own mode
+    with _lock:
+        for module in modules:
+            count, mode = _evaluated.get(module, (0, module.training))
+            _evaluated[module] = count + 1, mode
+        model.eval()
     try:
         with torch.inference_mode():
             yield
     finally:
-        for module, training in modes:
-            module.training = training
+        with _lock:
+            for module in modules:
+                count, mode = _evaluated.pop(module)
+                if count > 1:
+                    _evaluated[module] = count - 1, mode
+                else:
+                    module.training = mode
+
+
+def finite(logits: Tensor) -> Tensor:
+    """`logits` (B, classes) as they are.
+
+    Raises:
+        WeightsError: Some are NaN or infinite, which is no answer.
+    """
+    if wrong := (~logits.isfinite()).any(1).sum().item():
+        raise no_answer(wrong, len(logits))
+    return logits
+
+
+def no_answer(wrong: int, count: int) -> WeightsError:
+    """The error for a model whose outputs are no numbers."""
+    return WeightsError(
+        f"for {wrong} of {count} pictures the model gives NaN or infinity: "
+        "its weights are damaged, or their numbers too large for its precision"
+    )
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from . import images
 from .factory import check_pooled, class_names, transforms
-from .layers import evaluating
+from .layers import evaluating, finite
 
 
 class Prediction(NamedTuple):
@@ -41,6 +41,7 @@ def predict(
     Raises:
         ValueError: `topk` or `batch_size` is below 1, or the model has no classifier, no pooling, or takes neither RGB
             nor grey.
+        WeightsError: While it runs, if the model gives NaN or infinity.
     """
     for name, value in (("topk", topk), ("batch_size", batch_size)):
         if not isinstance(value, int) or value < 1:
@@ -79,5 +80,5 @@ def _load(path: Path, transform: Callable) -> Tensor | str:
 def _classify(model: nn.Module, x: Tensor, topk: int) -> list[list[tuple[float, int]]]:
     parameter = next(model.parameters())
     with evaluating(model):
-        probs, indices = model(x.to(parameter)).float().softmax(1).topk(topk)
+        probs, indices = finite(model(x.to(parameter)).float()).softmax(1).topk(topk)
     return [list(zip(p, i, strict=True)) for p, i in zip(probs.tolist(), indices.tolist(), strict=True)]

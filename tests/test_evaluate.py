@@ -17,7 +17,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 import mnv3
 from mnv3.data import DataError, Pictures
-from mnv3.evaluate import Metrics, _inputs, evaluate
+from mnv3.evaluate import Metrics, _inputs, evaluate, probabilities
 
 
 class Fake(nn.Module):
@@ -296,6 +296,22 @@ def test_processes_see_every_picture_once(tmp_path, count, world):
         total = [sum(tensors) for tensors in zip(*parts, strict=True)]
         recorder = Recorder(process_index=0, num_processes=world, parts=[], total=total)
         assert_equal(evaluate(model, source, workers=0, accelerator=recorder), evaluate(Fake(4), pictures))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_no_numbers_are_no_answer(value):
+    """Also where the loss is a number, and in all processes alike."""
+    pictures, model = held(50), Fake(4)
+    model.norm.bias.data[3] = value
+    message = r"^for 50 of 50 pictures the model gives NaN or infinity: its weights are damaged"
+    with pytest.raises(mnv3.WeightsError, match=message):
+        evaluate(model, pictures)
+    with pytest.raises(mnv3.WeightsError, match="of 50 pictures the model gives NaN or infinity"):
+        probabilities(model, pictures)
+    confusion, sums = torch.zeros(4, 4, dtype=torch.long), torch.tensor([1.0, 2.0, 50.0])
+    fine = Recorder(process_index=0, num_processes=2, parts=[], total=[confusion, sums])
+    with pytest.raises(mnv3.WeightsError, match=message):
+        evaluate(Fake(4), pictures, accelerator=fine)
 
 
 # Files

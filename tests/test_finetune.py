@@ -305,6 +305,13 @@ def test_a_damaged_checkpoint_says_so(plain, tmp_path):
         finetune(plain, out=run, epochs=1, resume=True)
 
 
+def test_a_validation_without_numbers_stops_the_run(plain, tmp_path, monkeypatch):
+    module = sys.modules["mnv3.evaluate"]  # the package has the function under this name
+    monkeypatch.setattr(module, "_logits", lambda model, x, tta: model(x) * float("nan"))
+    with pytest.raises(TrainingStopped, match=r"^for \d+ of \d+ pictures the model gives NaN .* in epoch 1"):
+        finetune(plain, out=tmp_path / "run")
+
+
 def test_pixels_that_are_not_finite_stop_the_run_before_they_reach_the_weights(plain, tmp_path, monkeypatch):
     batch = mnv3.data.Augment.batch
 

@@ -23,6 +23,7 @@ FLOORS = [
     {"wrappers"},
     {"checkpoint"},
     {"convert", "model", "deploy.fuse", "deploy.formats", "foreign"},
+    {f"deploy.{name}" for name in ("metadata", "programs", "seal")},
     {
         "files",
         "schema",

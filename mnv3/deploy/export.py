@@ -24,6 +24,7 @@ from . import runtime
 from .formats import FORMATS, Format, Graph
 from .fuse import fuse
 from .runtime import quiet
+from .seal import ours, paths, seal
 from .verify import compare, inputs, mean_std
 
 DYNAMIC = ("batch", "size")
@@ -108,6 +109,7 @@ def export(
     with draft(file) as new:
         with quiet(), failed(to):
             entry.write(graph, new)
+            seal(new)
         written = size_of(new.parent)
         tolerance = entry.half_tolerance if half else entry.tolerance
         with failed(to):
@@ -194,14 +196,16 @@ def describe(
 
 
 def check_new(file: Path, *, exist_ok: bool) -> None:
-    """Raise unless `file` may be written."""
-    if file.exists() and not exist_ok:
+    """Raise unless `file`, and what goes with it, may be written: beside it only what mnv3 wrote is replaced."""
+    if os.path.lexists(file) and not exist_ok:
         raise FileExistsError(f"{file} exists: choose another name, or replace it (exist_ok=True, --force)")
-    if file.is_dir() and file.suffix != ".mlpackage":
-        raise FileExistsError(f"{file} is a folder: choose another name")
-    weights = file.with_suffix(".bin")
-    if file.suffix in (".xml", ".param") and weights.exists() and not file.exists():
-        raise FileExistsError(f"{weights} exists and belongs to another file: choose another name")
+    package = file.suffix == ".mlpackage" and (file / "Manifest.json").is_file()
+    if file.is_symlink() or (file.exists() and not file.is_file() and not package):
+        what = "link" if file.is_symlink() else "folder" if file.is_dir() else "device"
+        raise FileExistsError(f"{file} is a {what}: choose another name")
+    for path in paths(file)[1:]:
+        if path.is_symlink() or (path.exists() and not (exist_ok and path.is_file() and ours(file))):
+            raise FileExistsError(f"{path} exists and belongs to another file: choose another name, or remove it")
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """The formats of `mnv3 export`: what each can do, and how it is written."""
 
-import hashlib
 import json
 import tempfile
 import zipfile
@@ -190,18 +189,11 @@ def attach(file: Path, metadata: dict[str, Any]) -> None:
         with zipfile.ZipFile(file, "a") as archive:
             archive.writestr(f"{archive.namelist()[0].partition('/')[0]}/extra/{METADATA}", text)
     else:
-        metadata = metadata | {"files": digests(file)}
         beside(file).write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
 
 
-def digests(file: Path) -> dict[str, str]:
-    """SHA-256 of a file, and of the .bin that goes with it if there is one, by their endings."""
-    parts = [file, file.with_suffix(".bin")] if file.suffix == ".param" else [file]
-    return {part.suffix: hashlib.sha256(part.read_bytes()).hexdigest() for part in parts}
-
-
 def beside(file: Path) -> Path:
-    """The JSON file with the metadata of `file`."""
+    """The JSON file with the metadata of `file`; `seal` adds the digests."""
     return file.with_name(f"{file.name}.json")
 
 

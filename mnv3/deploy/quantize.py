@@ -20,6 +20,7 @@ from . import int8, runtime
 from .export import check_model, check_new, deployable, describe, draft, failed, format_named, side, size_of
 from .formats import attach
 from .runtime import quiet
+from .seal import seal
 
 logger = logging.getLogger(__name__)
 COUNT = 400  # pictures to calibrate on, if there are so many
@@ -103,6 +104,7 @@ def quantize(
             int8.WRITERS[to](deployable(model), new, batches)
             int8.CHECKS[to](new)
             attach(new, metadata)
+            seal(new)
         with quiet():
             exported = runtime.load(new)
         report = QuantizeReport(

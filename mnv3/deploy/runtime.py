@@ -1,10 +1,12 @@
 """Run an exported file in the place of a model: in `mnv3.predict`, `mnv3.evaluate`, `mnv3 predict --checkpoint`."""
 
 import importlib
-import json
+import io
 import os
 import sys
 import tempfile
+import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import WeightsError, choices
-from .formats import FORMATS, METADATA, beside, digests
+from . import programs, seal
+from .formats import FORMATS, METADATA
+from .metadata import checked
+from .seal import Written, format_of
 
 Run = Callable[[Tensor], Tensor]  # a batch of the file's own type and size to its outputs
 
@@ -59,7 +64,9 @@ class Exported(nn.Module):
 
 
 def load(file: str | os.PathLike, *, threads: int | None = None) -> Exported:
-    """Open an exported file in its runtime.
+    """Open an exported file in its runtime. Any number of threads may call what it returns.
+
+    Nothing in it is run but operators that compute: a pt2 or TorchScript file with others is refused.
 
     Args:
         file: What `mnv3 export` or `mnv3 quantize` wrote.
@@ -68,7 +75,7 @@ def load(file: str | os.PathLike, *, threads: int | None = None) -> Exported:
 
     Raises:
         ValueError: No such file, or an ending that is none of ours.
-        WeightsError: It is damaged, or was not written by mnv3.
+        WeightsError: It is not to the bit what mnv3 wrote, or holds what no exported network needs.
         ImportError: Its runtime is not installed.
     """
     file = Path(file)
@@ -79,43 +86,21 @@ def load(file: str | os.PathLike, *, threads: int | None = None) -> Exported:
         raise ValueError(f"{file}: no exported file. {choices(file.suffix, [f.suffix for f in FORMATS.values()])}")
     if name == "coreml":
         raise ValueError(f"{file}: only a Mac or an iPhone runs Core ML's files")
+    if not file.is_file():
+        raise ValueError(f"{file}: not a file")
     with quiet():
         require(name)
-    metadata = None
-    if not FORMATS[name].own_metadata:
-        metadata = _metadata(file, None)
-        _check_whole(file, metadata)
+    written = seal.read(file)
+    metadata = written.text and checked(file, name, written.text)  # first, where it can be
     try:
         with quiet():
-            run, text = OPENERS[name](file, threads or torch.get_num_threads())
-    except WeightsError:
-        raise
+            run, text = OPENERS[name](written, threads or torch.get_num_threads())
+    except WeightsError as error:
+        raise WeightsError(f"{file}: {error}") from None
     except Exception as error:  # every runtime has its own
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise WeightsError(f"{file}: {name} cannot open it: damaged, or of another version? {reason[:300]}") from error
-    try:
-        return Exported(metadata or _metadata(file, text), run)
-    except (KeyError, TypeError, IndexError) as error:
-        raise WeightsError(f"{file}: what it says of itself is not whole ({error}): not written by mnv3?") from None
-
-
-def _check_whole(file: Path, metadata: dict[str, Any]) -> None:
-    """Raise WeightsError unless a file is what was written: some runtimes take the process down with a damaged one."""
-    expected = metadata.get("files")
-    try:
-        found = digests(file)
-    except FileNotFoundError as error:
-        raise WeightsError(f"{file}: its {Path(error.filename).name} is missing") from None
-    if found != expected:
-        what = [suffix for suffix in found if found[suffix] != (expected or {}).get(suffix)]
-        raise WeightsError(
-            f"{file}: the {' and '.join(what)} is not the one that was written: damaged? Export it again"
-        )
-
-
-def format_of(file: Path) -> str | None:
-    """The format that a file's ending means."""
-    return next((name for name, entry in FORMATS.items() if entry.suffix == file.suffix.lower()), None)
+        raise WeightsError(f"{file}: {name} cannot open it: of another version? {reason[:300]}") from error
+    return Exported(metadata or checked(file, name, text), run)
 
 
 def require(name: str, *, write: bool = False, int8: bool = False) -> None:
@@ -129,68 +114,90 @@ def require(name: str, *, write: bool = False, int8: bool = False) -> None:
             raise ImportError(f"{name} needs {module} ({error}): pip install 'mnv3[{extra}]'") from None
 
 
+_lock, _quiet_now = threading.Lock(), []
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep what libraries in C++ and their helpers print off the terminal, and what they report from going home.
 
-    OpenVINO's converter and NNCF tell a statistics service of every use, but not where CI=true.
+    OpenVINO's converter and NNCF tell a statistics service of every use, but not where CI=true. Both are of the whole
+    process, so of several threads the first changes them and the last changes them back.
     """
-    ci = os.environ.get("CI")
-    streams = (sys.stdout, sys.stderr)
+    with _lock:
+        undo = _quiet_now[0] if _quiet_now else _silence()
+        _quiet_now.append(undo)
+    try:
+        yield
+    finally:
+        with _lock:
+            _quiet_now.pop()
+            if not _quiet_now:
+                undo()
+
+
+def _silence() -> Callable[[], None]:
+    """Start to be quiet; returns what ends it."""
+    ci, streams = os.environ.get("CI"), (sys.stdout, sys.stderr)
+    for stream in streams:
+        stream.flush()
+    saved = [os.dup(number) for number in (1, 2)]
     with tempfile.TemporaryFile() as sink:
+        for number in (1, 2):
+            os.dup2(sink.fileno(), number)
+    os.environ["CI"] = "true"
+
+    def undo() -> None:
         for stream in streams:
             stream.flush()
-        saved = [os.dup(number) for number in (1, 2)]
+        for number, before in zip((1, 2), saved, strict=True):
+            os.dup2(before, number)
+            os.close(before)
+        os.environ.pop("CI", None)
+        os.environ.update({"CI": ci} if ci is not None else {})
+
+    return undo
+
+
+class Pool:
+    """Things of which each serves one thread at a time: as many as are in use at once, made when none is free."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make, self._free = make, deque([make()])  # what cannot be made fails here
+
+    @contextmanager
+    def one(self) -> Iterator[Any]:
         try:
-            for number in (1, 2):
-                os.dup2(sink.fileno(), number)
-            os.environ["CI"] = "true"
-            yield
+            thing = self._free.pop()
+        except IndexError:
+            thing = self._make()
+        try:
+            yield thing
         finally:
-            for stream in streams:
-                stream.flush()
-            for number, before in zip((1, 2), saved, strict=True):
-                os.dup2(before, number)
-                os.close(before)
-            os.environ.pop("CI", None)
-            os.environ.update({"CI": ci} if ci is not None else {})
+            self._free.append(thing)
 
 
-def _metadata(file: Path, text: str | None) -> dict[str, Any]:
-    try:
-        metadata = json.loads(text if text is not None else beside(file).read_text(encoding="utf-8"))
-        if metadata["format"] not in FORMATS:
-            raise KeyError("format")
-    except FileNotFoundError:
-        raise WeightsError(f"{file}: its {beside(file).name} is missing, which says what it takes and gives") from None
-    except (ValueError, KeyError, TypeError):
-        what = "it" if text is not None else f"its {beside(file).name}"
-        raise WeightsError(f"{file}: {what} does not say what it takes and gives: not written by mnv3?") from None
-    return metadata
-
-
-def _open_pt2(file: Path, threads: int) -> tuple[Run, str]:
+def _open_pt2(written: Written, threads: int) -> tuple[Run, str]:
     from torch.ao.quantization.fx import _decomposed  # noqa: F401  it registers the operators of 8-bit files
 
-    extra = {METADATA: ""}
-    module = torch.export.load(file, extra_files=extra).module()
-    return lambda x: module(x), extra[METADATA]  # no module, whose modes are not to be set
+    archive, text = (io.BytesIO(written.content), "") if written.trusted else programs.pt2(written.content)
+    module = torch.export.load(archive).module()
+    return lambda x: module(x), text  # no module, whose modes are not to be set
 
 
-def _open_torchscript(file: Path, threads: int) -> tuple[Run, str]:
-    extra = {METADATA: ""}
-    module = torch.jit.load(file, map_location="cpu", _extra_files=extra)
-    text = extra[METADATA]
-    return lambda x: module(x), text.decode() if isinstance(text, bytes) else text
+def _open_torchscript(written: Written, threads: int) -> tuple[Run, str]:
+    return programs.torchscript(written.content, trusted=written.trusted)
 
 
-def _open_onnx(file: Path, threads: int) -> tuple[Run, str]:
+def _open_onnx(written: Written, threads: int) -> tuple[Run, str]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    # where weights outside the file would be looked for, which could be anyone's
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", f"{os.devnull}/none")
+    session = onnxruntime.InferenceSession(written.content, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
 
     def run(x: Tensor) -> Tensor:
@@ -199,61 +206,71 @@ def _open_onnx(file: Path, threads: int) -> tuple[Run, str]:
     return run, session.get_modelmeta().custom_metadata_map.get(METADATA, "")
 
 
-def _open_openvino(file: Path, threads: int) -> tuple[Run, str]:
+def _open_openvino(written: Written, threads: int) -> tuple[Run, str]:
     import openvino
 
-    if not file.with_suffix(".bin").is_file():
-        raise WeightsError(f"{file}: its {file.with_suffix('.bin').name} is missing")
     core = openvino.Core()
-    model = core.read_model(file)
+    model = core.read_model(written.content, written.parts[".bin"])
     options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
-    request = core.compile_model(model, "CPU", options).create_infer_request()
+    requests = Pool(core.compile_model(model, "CPU", options).create_infer_request)
 
     def run(x: Tensor) -> Tensor:
-        request.set_input_tensor(openvino.Tensor(x.numpy(), shared_memory=True))
-        request.infer()
-        return torch.from_numpy(request.get_output_tensor().data.copy())
+        with requests.one() as request:  # it holds what goes in and what comes out
+            request.set_input_tensor(openvino.Tensor(x.numpy(), shared_memory=True))
+            request.infer()
+            return torch.from_numpy(request.get_output_tensor().data.copy())
 
     return run, model.get_rt_info(METADATA).value if model.has_rt_info(METADATA) else ""
 
 
-def _open_executorch(file: Path, threads: int) -> tuple[Run, None]:
+_executorch = threading.Lock()  # one pool of threads for all programs of the process, which opening one replaces
+
+
+def _open_executorch(written: Written, threads: int) -> tuple[Run, None]:
     from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
     from executorch.runtime import Runtime
 
-    _unsafe_reset_threadpool(threads)  # one pool for all programs of the process
-    program = Runtime.get().load_program(file)
-    method = program.load_method("forward")
+    with _executorch:
+        _unsafe_reset_threadpool(threads)
+        program = Runtime.get().load_program(written.content)
+        method = program.load_method("forward")
 
     def run(x: Tensor, program: Any = program) -> Tensor:  # the method needs the program to be alive
-        return method.execute([x])[0].clone()
+        with _executorch:
+            return method.execute([x])[0].clone()
 
     return run, None
 
 
-def _open_tflite(file: Path, threads: int) -> tuple[Run, None]:
+def _open_tflite(written: Written, threads: int) -> tuple[Run, None]:
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(str(file), num_threads=threads)
-    interpreter.allocate_tensors()
-    entry, result = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
+    def make() -> Interpreter:
+        interpreter = Interpreter(model_content=written.content, num_threads=threads)
+        interpreter.allocate_tensors()
+        return interpreter
+
+    interpreters = Pool(make)
+    with interpreters.one() as one:
+        entry, result = one.get_input_details()[0]["index"], one.get_output_details()[0]["index"]
 
     def run(x: Tensor) -> Tensor:
-        interpreter.set_tensor(entry, x.permute(0, 2, 3, 1).contiguous().numpy())
-        interpreter.invoke()
-        return torch.from_numpy(interpreter.get_tensor(result))
+        with interpreters.one() as interpreter:  # it holds what goes in and what comes out
+            interpreter.set_tensor(entry, x.permute(0, 2, 3, 1).contiguous().numpy())
+            interpreter.invoke()
+            return torch.from_numpy(interpreter.get_tensor(result))  # a copy
 
     return run, None
 
 
-def _open_ncnn(file: Path, threads: int) -> tuple[Run, None]:
+def _open_ncnn(written: Written, threads: int) -> tuple[Run, None]:
     import ncnn
 
     net = ncnn.Net()
     net.opt.num_threads = threads
     net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = net.opt.use_bf16_storage = False
-    if net.load_param(str(file)) or net.load_model(str(file.with_suffix(".bin"))):
-        raise WeightsError(f"{file}: ncnn cannot read it: of another version?")
+    if net.load_param(str(written.file)) or net.load_model(str(written.file.with_suffix(".bin"))):
+        raise WeightsError("ncnn cannot read it: of another version?")
 
     def run(x: Tensor) -> Tensor:
         with net.create_extractor() as extractor:
@@ -263,7 +280,7 @@ def _open_ncnn(file: Path, threads: int) -> tuple[Run, None]:
     return run, None
 
 
-OPENERS: dict[str, Callable[[Path, int], tuple[Run, str | None]]] = {
+OPENERS: dict[str, Callable[[Written, int], tuple[Run, str | None]]] = {
     "pt2": _open_pt2,
     "torchscript": _open_torchscript,
     "onnx": _open_onnx,

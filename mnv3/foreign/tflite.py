@@ -335,15 +335,13 @@ def _scaling(entry: Tensor, input: Node, channels: int) -> tuple[np.ndarray, np.
 
 
 def _beside(path: Path) -> dict[str, Any]:
-    from ..deploy.formats import beside, digests
+    from ..deploy.seal import read
 
     try:
-        said = json.loads(beside(path).read_text(encoding="utf-8"))
-        if said["files"] != digests(path):
-            return {}
+        said = json.loads(read(path).text)
         keys = ("mean", "std", "interpolation", "crop_pct", "crop_mode", "label_names")
         return {key: tuple(v) if key in ("mean", "std") else v for key in keys if (v := said.get(key)) is not None}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, WeightsError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 
