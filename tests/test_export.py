@@ -195,12 +195,7 @@ def test_onnx_by_itself(files, net, tmp_path):
     onnx.checker.check_model(model, full_check=True)
     assert [opset.version for opset in model.opset_import if not opset.domain] == [18]
     operators = Counter(node.op_type for node in model.graph.node)
-    layers = Counter(kind for m in net.modules() for kind in (nn.Hardswish, nn.Hardsigmoid) if isinstance(m, kind))
-    assert (operators["HardSwish"], operators["HardSigmoid"]) == (layers[nn.Hardswish], layers[nn.Hardsigmoid])
-    assert min(layers.values()) > 5
-    assert not {"BatchNormalization", "Dropout", "Identity", "Clip"} & set(operators)
-    gates = [{a.name: a.f for a in node.attribute} for node in model.graph.node if node.op_type == "HardSigmoid"]
-    assert gates == [{"alpha": torch.tensor(1 / 6).item(), "beta": 0.5}] * len(gates)
+    assert not {"BatchNormalization", "Dropout", "Identity", "HardSigmoid"} & set(operators)
     for tensor in model.graph.initializer:  # random bytes may spell anything
         tensor.ClearField("raw_data")
     text = model.SerializeToString()

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..formats import lowest_versions
 from .prepare import clip, judge, prepare, write_plain
 
 LAYERS = ("Conv", "Gemm", "MatMul")
@@ -49,6 +50,9 @@ def write_onnx(model: nn.Module, file: Path, batches: list[Tensor]) -> None:
             calibrate_method=CalibrationMethod.MinMax,
             extra_options={"WeightSymmetric": True},  # one zero point for all channels, as QLinearConv needs
         )
+    model = onnx.load(file)
+    lowest_versions(model)
+    onnx.save(model, file)
 
 
 def check_onnx(file: Path) -> None:
