@@ -19,6 +19,7 @@ from .. import __version__
 from ..errors import ExportError, choices
 from ..factory import class_names
 from ..files import plain_tensors, unwrapped
+from ..layers import check_own_weights, whole_state
 from ..model import MobileNetV3
 from . import runtime
 from .formats import FORMATS, Format, Graph
@@ -175,7 +176,7 @@ def describe(
         "tag": cfg.get("tag"),
         "source": cfg.get("hf_hub_id") or cfg.get("url") or Path(cfg.get("file") or "").name or None,
         "license": cfg.get("license"),
-        "sha256": hashlib.sha256(as_bytes(plain_tensors(model.state_dict()))).hexdigest(),  # as mnv3.save writes them
+        "sha256": hashlib.sha256(as_bytes(plain_tensors(whole_state(model)))).hexdigest(),  # as mnv3.save writes them
         "num_classes": model.num_classes,
         "label_names": class_names(model),
         "input_size": [model.in_chans, size, size],
@@ -252,6 +253,7 @@ def check_model(model: nn.Module, to: str, entry: Format, file: Path) -> None:
     ours = isinstance(model, MobileNetV3)  # not an exported file, for instance
     if not ours or not hasattr(model, "pretrained_cfg"):
         raise ValueError(f"this {type(model).__name__} is none of mnv3.create_model(name, ...): it cannot be written")
+    check_own_weights(model)
     if not model.num_classes:
         raise ValueError("the model has no classifier (num_classes=0): there are no logits to compare")
     if file.suffix.lower() != entry.suffix:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ExportError, choices
-from ..layers import evaluating
+from ..layers import check_own_weights, evaluating
 from . import onednn, runtime
 from .export import export, side
 from .formats import FORMATS
@@ -76,6 +76,7 @@ def optimize(
         ValueError: The model is in training mode or not in float32 on the CPU, or a candidate is unknown.
         ImportError: The choice's runtime is not installed.
     """
+    check_own_weights(model)
     parameter = next(model.parameters())
     if model.training or parameter.device.type != "cpu" or parameter.dtype != torch.float32:
         raise ValueError("optimize() needs a float32 model on the CPU in eval mode: model.cpu().float().eval()")

@@ -17,6 +17,7 @@ from ..arch import dilate, reduce_tail, scale, scale_torchvision
 from ..convert import LAYOUTS
 from ..errors import choices
 from ..files import plain_tensors, write_atomically
+from ..layers import NORMS, check_own_weights, whole_state
 from ..model import MobileNetV3
 from .tensorflow import TABLES
 
@@ -117,12 +118,13 @@ def export_state_dict(model: nn.Module, to: str) -> dict[str, Tensor]:
     Raises:
         ValueError: They have no such model, or it has a larger eps than some variance leaves room for.
     """
+    check_own_weights(model)
     theirs = target(model, to).build(device="meta")
     wanted = theirs.state_dict()
     layout = next(layout for layout in LAYOUTS if layout.name == to)
     names = layout.rename(wanted)
-    ours = model.state_dict()
-    eps = {name: module.eps for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    ours = whole_state(model)
+    eps = {name: module.eps for name, module in model.named_modules() if isinstance(module, NORMS)}
     their_eps = next(module.eps for module in theirs.modules() if isinstance(module, nn.BatchNorm2d))
     exported, short = {}, 0
     for key, like in wanted.items():
