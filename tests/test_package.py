@@ -18,7 +18,7 @@ FLOORS = [
     {"catalog"},
     {"depthwise", "images"},
     {"layers", "data"},
-    {"convert", "model", "deploy.fuse", "deploy.formats", "foreign"},
+    {"convert", "model", "deploy.drafts", "deploy.fuse", "deploy.formats", "foreign"},
     {"files", *(f"foreign.{name}" for name in ("hdf5", "tensorbundle", "tensorflow", "tflite_file"))},
     {"foreign.keras", "foreign.slim", "foreign.to_others", "foreign.tflite_values"},
     {"foreign.tflite_layers"},

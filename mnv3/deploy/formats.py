@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import io
 import json
 import tempfile
 import zipfile
@@ -47,16 +48,28 @@ class Graph:
 
 def write_pt2(graph: Graph, file: Path) -> None:
     """torch.export's archive."""
-    program = graph.program()
+    save_program(graph.program(), file, extra_files={METADATA: json.dumps(graph.metadata)})
+
+
+def save_program(program: torch.export.ExportedProgram, file: Path, **options: Any) -> None:
+    """Write torch.export's archive; by way of memory, as PyTorch's own writer ends the process where a disk is full."""
     program.example_inputs = None  # it would be stored
-    torch.export.save(program, file, extra_files={METADATA: json.dumps(graph.metadata)})
+    archive = io.BytesIO()
+    torch.export.save(program, archive, **options)
+    file.write_bytes(archive.getbuffer())
 
 
 def write_torchscript(graph: Graph, file: Path) -> None:
     """A trace, which takes any batch and size, with its weights as constants."""
     with torch.no_grad():
         traced = torch.jit.freeze(torch.jit.trace(graph.model, graph.example))
-    torch.jit.save(traced, file, _extra_files={METADATA: json.dumps(graph.metadata)})
+    _save_script(traced, file, _extra_files={METADATA: json.dumps(graph.metadata)})
+
+
+def _save_script(script: torch.jit.ScriptModule, file: Path, **options: Any) -> None:
+    archive = io.BytesIO()  # as in `save_program`
+    torch.jit.save(script, archive, **options)
+    file.write_bytes(archive.getbuffer())
 
 
 def write_onnx(graph: Graph, file: Path) -> None:
@@ -161,7 +174,8 @@ def convert_tflite(model: nn.Module, example: Tensor, file: Path) -> None:
     import litert_torch
 
     last = litert_torch.to_channel_last_io(model, args=[0]).eval()
-    litert_torch.convert(last, (example.permute(0, 2, 3, 1).contiguous(),)).export(str(file))
+    network = litert_torch.convert(last, (example.permute(0, 2, 3, 1).contiguous(),))
+    file.write_bytes(network.model_content())  # its own writer ends the process where a disk is full
 
 
 def _halve_tflite(file: Path) -> None:
@@ -200,7 +214,8 @@ def write_ncnn(graph: Graph, file: Path) -> None:
     import pnnx
 
     with tempfile.TemporaryDirectory(dir=file.parent) as work:
-        pnnx.export(graph.model, f"{work}/m.pt", (graph.example,), fp16=graph.half, check_trace=False)
+        _save_script(torch.jit.trace(graph.model, graph.example, check_trace=False), Path(work, "m.pt"))
+        pnnx.convert(f"{work}/m.pt", (graph.example,), fp16=graph.half)
         Path(work, "m.ncnn.param").rename(file)
         Path(work, "m.ncnn.bin").rename(file.with_suffix(".bin"))
     attach(file, graph.metadata)

@@ -13,7 +13,7 @@ from .prepare import clip, judge, prepare, write_plain
 LAYERS = ("Conv", "Gemm", "MatMul")
 
 
-def write_onnx(model: nn.Module, file: Path, batches: list[Tensor]) -> None:
+def write_onnx(model: nn.Module, file: Path, batches: list[Tensor]) -> list[str]:
     """QDQ around every convolution and the linear layer; any batch.
 
     Activations and weights are unsigned: ONNX Runtime's kernels for signed weights saturate on x86 without VNNI.
@@ -53,9 +53,10 @@ def write_onnx(model: nn.Module, file: Path, batches: list[Tensor]) -> None:
     model = onnx.load(file)
     lowest_versions(model)
     onnx.save(model, file)
+    return floats
 
 
-def check_onnx(file: Path) -> None:
+def check_onnx(file: Path) -> list[str]:
     """ValueError unless the layers compute with 8 bits: quantised input, output and stored weights."""
     import onnx
 
@@ -75,4 +76,4 @@ def check_onnx(file: Path) -> None:
         eight = eight and tensor.data_type in (onnx.TensorProto.UINT8, onnx.TensorProto.INT8)
         eight = eight and read.get(node.output[0]) in (["QuantizeLinear"], ["Relu"], ["Clip"])
         layers.append((node.name, math.prod(tensor.dims) if tensor is not None else 0, eight))
-    judge(file, layers)
+    return judge(file, layers)
