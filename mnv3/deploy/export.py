@@ -108,7 +108,7 @@ def export(
     example = torch.zeros(batch, *metadata["input_size"], dtype=getattr(torch, metadata["input_type"]))
     graph = Graph(whole, example, dynamic, half, metadata)
     x = inputs(model, size, pictures, normalize=normalize, count=affordable(PICTURES, size))
-    with draft(file, room=weight_bytes(model) // (2 if half else 1)) as new:
+    with draft(file, room=entry.copies * weight_bytes(model)) as new:
         with quiet(), failed(to):
             entry.write(graph, new)
         written = size_of(new.parent)

@@ -277,6 +277,7 @@ class Format:
     batches: bool = True  # whether it can take more than one picture at a time
     takes_bytes: bool = True
     own_metadata: bool = True  # whether it has a place for what it is, else that is in a JSON file beside it
+    copies: int = 1  # of the weights that lie on the disk while it is written
     layout: str = "NCHW"
     tolerance: float = 1e-4  # largest difference of logits, as a share of the largest logit
     half_tolerance: float = 1e-2
@@ -294,6 +295,7 @@ FORMATS = {
         ("nncf",),
         dynamic=("batch", "size"),
         half=True,
+        copies=2,
     ),
     "executorch": Format(
         ".pte", write_executorch, ("executorch",), (), ("torchao",), extra="executorch", own_metadata=False
@@ -315,6 +317,7 @@ FORMATS = {
         ("pnnx",),
         extra="ncnn",
         half=True,
+        copies=5,
         batches=False,
         takes_bytes=False,
         own_metadata=False,
