@@ -149,7 +149,7 @@ def test_a_collapse_leaves_no_file(net, some, tmp_path, monkeypatch):
     def turned(model, file, batches):
         broken = deployable(net)
         broken.classifier.weight.neg_()
-        write(broken, file, batches)
+        return write(broken, file, batches)
 
     write = int8.WRITERS["onnx"]
     monkeypatch.setitem(int8.WRITERS, "onnx", turned)
