@@ -26,13 +26,14 @@ from torch import nn
 
 from .arch import VARIANTS
 from .deploy import runtime
-from .deploy.export import deployable, describe, failed
+from .deploy.drafts import failed
+from .deploy.export import check_size, deployable, describe
 from .deploy.formats import FORMATS, Graph
 from .deploy.optimize import CANDIDATES, optimize
 from .deploy.runtime import quiet
 from .deploy.seal import unchecked
 from .deploy.timing import repeat
-from .errors import ExportError, choices
+from .errors import ExportError, choices, names
 from .factory import create_model, load_checkpoint
 
 IN_TORCH = ("eager", "fused", "onednn", "compile", "optimize")
@@ -99,9 +100,9 @@ def bench(
         ImportError: A runtime is not installed.
         ExportError: A model cannot be had in a runtime.
     """
-    for name in runtimes:
-        if name not in RUNTIMES:
-            raise ValueError(f"unknown runtime {name!r}. {choices(name, RUNTIMES)}")
+    for batch in batches:
+        check_size(size, batch)
+    for name in names("runtimes", runtimes, RUNTIMES):
         if name in FORMATS:
             with quiet():
                 runtime.require(name, write=True)

@@ -38,6 +38,19 @@ def one_line(error: object) -> str:
     return f"mnv3: {terminal(' '.join(str(error).split()))}"
 
 
+def names(option: str, given: object, allowed: Iterable[str]) -> tuple[str, ...]:
+    """`given` as a tuple if it is a list of allowed names; ValueError otherwise."""
+    allowed = list(allowed)
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        first = given if given in allowed else allowed[0]
+        raise ValueError(f"{option}={given!r}: expected a list of names, such as [{first!r}]. {choices('', allowed)}")
+    given = tuple(given)
+    for name in given:
+        if name not in allowed:
+            raise ValueError(f"{option}: {name!r} is unknown. {choices(str(name), allowed)}")
+    return given
+
+
 def choices(given: str, allowed: Iterable[str], *, limit: int = 20) -> str:
     """Near misses of `given` first, then the allowed names, as the tail of an error message."""
     allowed = list(allowed)

@@ -19,7 +19,7 @@ from .arch import as_arch
 from .atomic import new_folder, write_atomically as write_atomically
 from .catalog import WEIGHTS_FILE
 from .checkpoint import damage, digest, family_of, read_checkpoint, read_family  # noqa: F401 (callers find them here)
-from .layers import for_files
+from .layers import check_own_weights, for_files, whole_state
 
 CONFIG_FILE = "config.json"
 GOLDEN_FILE = "golden.safetensors"
@@ -71,7 +71,7 @@ def weights_files(model: nn.Module, **config: Any) -> dict[str, bytes]:
         entries = json.loads(file.read_text(encoding="utf-8"))
     del entries["model_args"]["num_classes"]  # it stands beside them; transformers' wrapper gives it a second time
     config_json = (json.dumps(entries, indent=2) + "\n").encode()
-    weights = as_bytes(plain_tensors(model.state_dict()))
+    weights = as_bytes(plain_tensors(whole_state(model)))
     return {WEIGHTS_FILE: weights, GOLDEN_FILE: as_bytes(golden(model)), CONFIG_FILE: config_json}
 
 
@@ -88,6 +88,7 @@ def _build_args(model: nn.Module) -> dict[str, Any]:
 
     if not isinstance(model, MobileNetV3) or not hasattr(model, "_model_args"):
         raise ValueError(f"this {type(model).__name__} has no configuration: make it with mnv3.create_model(name, ...)")
+    check_own_weights(model)
     args = {key: value for key, value in model._model_args.items() if not key.startswith("drop_")}
     if "arch" in args:
         args["arch"] = as_arch(args["arch"]).to_dict()
@@ -96,7 +97,7 @@ def _build_args(model: nn.Module) -> dict[str, Any]:
             raise ValueError(f"{key}={args[key]!r} cannot be written into config.json: make the model with timm's name")
     args |= {"num_classes": model.num_classes, "in_chans": model.in_chans, "global_pool": model.global_pool.pool_type}
     again = model_entrypoint(model.pretrained_cfg["architecture"])(**args, device="meta")
-    expected, found = ({k: tuple(v.shape) for k, v in m.state_dict().items()} for m in (again, model))
+    expected, found = ({k: tuple(v.shape) for k, v in whole_state(m).items()} for m in (again, model))
     for key in expected | found:
         if expected.get(key) != found.get(key):
             raise ValueError(

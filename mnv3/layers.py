@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, create_act_layer, get_act_layer, get_norm_layer
 from torch import Tensor, nn
+from torch.nn.utils import prune
+from torchvision.ops.misc import FrozenBatchNorm2d
 
 from .arch import Bneck, se_before_act
 from .depthwise import convolve, in_graph, is_eager, is_plain
@@ -32,6 +34,7 @@ class Hardswish(nn.Hardswish):
         return F.hardswish(x, inplace=self.inplace and not self.training)
 
 
+NORMS = (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d)  # the latter is what timm and torchvision freeze one to
 ACTIVATION = {"RE": nn.ReLU, "HS": Hardswish}
 
 
@@ -122,6 +125,24 @@ def no_answer(wrong: int, count: int) -> WeightsError:
     )
 
 
+def whole_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict of `model`, in which a frozen norm has the counter of a batch norm, at 0."""
+    frozen = [name for name, module in model.named_modules() if isinstance(module, FrozenBatchNorm2d)]
+    return dict(model.state_dict()) | {f"{name}.num_batches_tracked": torch.tensor(0) for name in frozen}
+
+
+def check_own_weights(model: nn.Module) -> None:
+    """Raise ValueError if a parameter is not its layer's own: pruning and parametrizations compute it in each call."""
+    for name, module in model.named_modules():
+        hooks = [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, prune.BasePruningMethod)]
+        found = [("prune.remove", hook._tensor_name) for hook in hooks]
+        found += [("parametrize.remove_parametrizations", key) for key in getattr(module, "parametrizations", ())]
+        for remove, key in found:
+            raise ValueError(
+                f"{name}.{key} is computed anew in every call: torch.nn.utils.{remove}(layer, {key!r}) first"
+            )
+
+
 @torch.no_grad()
 def set_bn_eps(model: nn.Module, eps: float) -> nn.Module:
     """Give every batch norm another eps and shift its running variance, so that evaluation stays the same.
@@ -138,7 +159,7 @@ def set_bn_eps(model: nn.Module, eps: float) -> nn.Module:
     """
     if not eps > 0:
         raise ValueError(f"eps={eps!r}: expected a number above 0")
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = [module for module in model.modules() if isinstance(module, NORMS)]
     tracking = [norm for norm in norms if norm.running_var is not None]
     for norm in tracking:
         least = (norm.running_var + norm.eps).min().item()

@@ -78,9 +78,11 @@ def test_command(tmp_path, capsys):
         (["mnv3_smal"], "no model 'mnv3_smal' in mnv3, timm or torchvision. Did you mean 'mnv3_small'"),
         (["timm/nothing"], "no model 'timm/nothing'"),
         (["torchvision/fasterrcnn_resnet50_fpn"], "no model 'torchvision/fasterrcnn_resnet50_fpn'"),
-        (["--runtimes", "eagre"], "unknown runtime 'eagre'. Did you mean 'eager'"),
+        (["--runtimes", "eagre"], "runtimes: 'eagre' is unknown. Did you mean 'eager'"),
         (["--threads", "1,x"], "--threads 1,x: expected whole numbers"),
         (["--batch", "0"], "--batch 0: expected whole numbers"),
+        (["--size", "100000"], "size=100000: expected a whole number of pixels from 1 to 4096"),
+        (["--batch", "1,100000"], "batch=100000: expected a whole number from 1 to 1337 pictures of 224 px"),
     ],
 )
 def test_refused(args, message, capsys):

@@ -113,7 +113,7 @@ def test_refused(change, message):
 
 
 def test_unknown_candidate(model):
-    with pytest.raises(ValueError, match="unknown candidate 'onx'. Did you mean 'onnx'"):
+    with pytest.raises(ValueError, match="candidates: 'onx' is unknown. Did you mean 'onnx'"):
         optimize(model, candidates=["onx"])
 
 

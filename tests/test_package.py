@@ -22,7 +22,7 @@ FLOORS = [
     {"layouts", "archives"},
     {"wrappers"},
     {"checkpoint"},
-    {"convert", "model", "deploy.fuse", "deploy.formats", "foreign"},
+    {"convert", "model", "deploy.drafts", "deploy.fuse", "deploy.formats", "foreign"},
     {f"deploy.{name}" for name in ("metadata", "programs", "seal")},
     {
         "files",

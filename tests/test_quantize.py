@@ -58,6 +58,7 @@ def test_accuracy_on_real_pictures(net, mini, tmp_path, to):
     exported = load(file)
     assert exported.metadata["int8"] is True
     assert exported.metadata["calibrated"] == 400
+    assert exported.metadata["float_layers"] == list(report.float_layers)
     assert exported(torch.zeros(3, 3, 32, 32)).shape == (3, 10)
 
 
@@ -77,6 +78,19 @@ def test_pt2_becomes_8_bit_operators(net, some, tmp_path):
     names = [str(node.target) for node in lowered.graph.nodes]
     layers = sum(isinstance(module, (nn.Conv2d, nn.Linear)) for module in net.modules())
     assert sum("onednn.q" in name for name in names) >= layers - prepare.FLOAT_LAYERS
+
+
+@pytest.mark.parametrize("to", ["onnx", *(pytest.param(to, marks=pytest.mark.slow) for to in TARGETS if to != "onnx")])
+def test_layers_in_float_are_said(net, some, tmp_path, to, monkeypatch):
+    """Those that were to stay, in the file itself: 'blocks.0.depthwise.conv' of OpenVINO did not."""
+    needs(to, int8=True)
+    chosen = ["blocks.0.depthwise.conv", "blocks.0.se.excite"]
+    monkeypatch.setattr(prepare, "_sensitive", lambda *_: chosen)
+    report = quantize(net, tmp_path / f"net{FORMATS[to].suffix}", to=to, calibrate=some, force=True)
+    assert report.float_layers == tuple(chosen)
+    assert str(report).endswith("; in float: blocks.0.depthwise.conv, blocks.0.se.excite")
+    assert load(report.file).metadata["float_layers"] == chosen
+    assert len(int8.CHECKS[to](report.file)) == 2
 
 
 @pytest.mark.slow
@@ -135,7 +149,7 @@ def test_a_collapse_leaves_no_file(net, some, tmp_path, monkeypatch):
     def turned(model, file, batches):
         broken = deployable(net)
         broken.classifier.weight.neg_()
-        write(broken, file, batches)
+        return write(broken, file, batches)
 
     write = int8.WRITERS["onnx"]
     monkeypatch.setitem(int8.WRITERS, "onnx", turned)
@@ -197,6 +211,7 @@ def test_few_one_folder_and_broken_pictures_are_said(net, some, tmp_path, caplog
         ({"file": "net.pt"}, ValueError, "a file for onnx ends in .onnx"),
         ({"calibrate": "empty"}, ValueError, "no pictures to calibrate on in empty"),
         ({"size": -1}, ValueError, "size=-1: expected"),
+        ({"size": 100_000}, ValueError, "size=100000: expected a whole number of pixels from 1 to 4096"),
     ],
 )
 def test_refused(net, some, tmp_path, monkeypatch, options, error, message):

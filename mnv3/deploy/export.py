@@ -4,10 +4,7 @@ import copy
 import hashlib
 import importlib.metadata
 import os
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,18 +13,23 @@ import torch
 from torch import Tensor, nn
 
 from .. import __version__
-from ..errors import ExportError, choices
+from ..errors import choices, names
 from ..factory import class_names
 from ..files import plain_tensors, unwrapped
+from ..layers import check_own_weights, whole_state
 from ..model import MobileNetV3
 from . import runtime
+from .drafts import draft, failed, size_of
 from .formats import FORMATS, Format, Graph
 from .fuse import fuse
 from .runtime import quiet
 from .seal import ours, paths, seal
-from .verify import compare, inputs, mean_std
+from .verify import PICTURES, compare, inputs, mean_std
 
 DYNAMIC = ("batch", "size")
+MAX_SIDE = 4096  # of a picture, in pixels
+MAX_PIXELS = 1 << 26  # of all pictures at a time: 0.8 GB of float32 with 3 channels, and several times that on the way
+MAX_BATCH = 4096
 
 
 @dataclass(frozen=True)
@@ -91,13 +93,14 @@ def export(
         ImportError: The format's packages are missing; the message says how to get them.
         FileExistsError: `file` exists, and `exist_ok` is False.
         ExportError: The exporter failed, or its file gives other logits.
+        OSError: The file cannot be written; where there is no space left, the message says so.
     """
-    entry, file, dynamic = format_named(to), Path(file), tuple(dynamic)
+    entry, file, dynamic = format_named(to), Path(file), names("dynamic", dynamic, DYNAMIC)
     model = unwrapped(model)
     check_model(model, to, entry, file)
+    size = side(model, size, batch)
     _check_options(to, entry, batch, dynamic, half)
     check_new(file, exist_ok=exist_ok)
-    size = side(model, size)
     with quiet():
         runtime.require(to, write=True)
     options = {"normalize": normalize, "softmax": softmax}
@@ -105,8 +108,8 @@ def export(
     metadata = describe(model, to=to, size=size, batch=batch, dynamic=dynamic, half=half, **options)
     example = torch.zeros(batch, *metadata["input_size"], dtype=getattr(torch, metadata["input_type"]))
     graph = Graph(whole, example, dynamic, half, metadata)
-    x = inputs(model, size, pictures, normalize=normalize)
-    with draft(file) as new:
+    x = inputs(model, size, pictures, normalize=normalize, count=affordable(PICTURES, size))
+    with draft(file, room=entry.copies * weight_bytes(model)) as new:
         with quiet(), failed(to):
             entry.write(graph, new)
             seal(new)
@@ -115,11 +118,6 @@ def export(
         with failed(to):
             checked = (None, 0.0, None) if to == "coreml" else compare(model, new, x, metadata, tolerance)
     return Report(file, to, written, len(x), *checked)
-
-
-def size_of(folder: Path) -> int:
-    """Bytes of all its files."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def deployable(model: nn.Module, *, normalize: bool = False, softmax: bool = False) -> nn.Module:
@@ -177,7 +175,7 @@ def describe(
         "tag": cfg.get("tag"),
         "source": cfg.get("hf_hub_id") or cfg.get("url") or Path(cfg.get("file") or "").name or None,
         "license": cfg.get("license"),
-        "sha256": hashlib.sha256(as_bytes(plain_tensors(model.state_dict()))).hexdigest(),  # as mnv3.save writes them
+        "sha256": hashlib.sha256(as_bytes(plain_tensors(whole_state(model)))).hexdigest(),  # as mnv3.save writes them
         "num_classes": model.num_classes,
         "label_names": class_names(model),
         "input_size": [model.in_chans, size, size],
@@ -208,20 +206,9 @@ def check_new(file: Path, *, exist_ok: bool) -> None:
             raise FileExistsError(f"{path} exists and belongs to another file: choose another name, or remove it")
 
 
-@contextmanager
-def draft(file: Path) -> Iterator[Path]:
-    """A path of the same name in a folder beside it; what is there in the end takes its place under its own name."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{file.name}.", dir=file.parent))
-    try:
-        yield folder / file.name
-        for path in sorted(folder.iterdir(), key=lambda path: path.name == file.name):  # the one that is opened: last
-            target = file.parent / path.name
-            if target.is_dir():
-                target.replace(folder / f"old {path.name}")
-            path.replace(target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def weight_bytes(model: nn.Module) -> int:
+    """Of its parameters in float32."""
+    return sum(4 * parameter.numel() for parameter in model.parameters())
 
 
 def format_named(to: str) -> Format:
@@ -231,24 +218,25 @@ def format_named(to: str) -> Format:
     return FORMATS[to]
 
 
-@contextmanager
-def failed(what: str) -> Iterator[None]:
-    """ExportError in place of whatever an exporter raises."""
-    try:
-        yield
-    except (OSError, ExportError):
-        raise
-    except Exception as error:  # every exporter has its own
-        reason = next(iter(str(error).strip().splitlines()), "no reason given")
-        raise ExportError(f"{what}: the exporter failed: {type(error).__name__}: {reason[:300]}") from error
-
-
-def side(model: nn.Module, size: int | None) -> int:
-    """`size`, or that of the model's weights; ValueError where it is none."""
+def side(model: nn.Module, size: int | None, batch: int = 1) -> int:
+    """`size`, or that of the model's weights; ValueError where it is none, or pictures in a batch are too large."""
     size = model.pretrained_cfg["input_size"][-1] if size is None else size
-    if not isinstance(size, int) or size < 1:
-        raise ValueError(f"size={size!r}: expected a whole number of at least 1 pixel")
+    check_size(size, batch)
     return size
+
+
+def check_size(size: int, batch: int = 1) -> None:
+    """Raise ValueError unless pictures of this side, and so many at a time, can be computed with."""
+    if not isinstance(size, int) or not 1 <= size <= MAX_SIDE:
+        raise ValueError(f"size={size!r}: expected a whole number of pixels from 1 to {MAX_SIDE}")
+    if not isinstance(batch, int) or not 1 <= batch <= affordable(MAX_BATCH, size):
+        at = f"{affordable(MAX_BATCH, size)} pictures of {size} px"
+        raise ValueError(f"batch={batch!r}: expected a whole number from 1 to {at}")
+
+
+def affordable(count: int, size: int) -> int:
+    """How many of `count` pictures of this side to hold in memory at a time."""
+    return max(1, min(count, MAX_PIXELS // size**2))
 
 
 def check_model(model: nn.Module, to: str, entry: Format, file: Path) -> None:
@@ -256,6 +244,7 @@ def check_model(model: nn.Module, to: str, entry: Format, file: Path) -> None:
     ours = isinstance(model, MobileNetV3)  # not an exported file, for instance
     if not ours or not hasattr(model, "pretrained_cfg"):
         raise ValueError(f"this {type(model).__name__} is none of mnv3.create_model(name, ...): it cannot be written")
+    check_own_weights(model)
     if not model.num_classes:
         raise ValueError("the model has no classifier (num_classes=0): there are no logits to compare")
     if file.suffix.lower() != entry.suffix:
@@ -264,16 +253,11 @@ def check_model(model: nn.Module, to: str, entry: Format, file: Path) -> None:
 
 def _check_options(to: str, entry: Format, batch: int, dynamic: tuple[str, ...], half: bool) -> None:
     """Raise ValueError where the format cannot do what is asked."""
-    for name in dynamic:
-        if name not in DYNAMIC:
-            raise ValueError(f"dynamic: {name!r} is unknown. {choices(name, DYNAMIC)}")
     if missing := sorted(set(dynamic) - set(entry.dynamic)):
         able = [name for name, other in FORMATS.items() if set(dynamic) <= set(other.dynamic)]
         raise ValueError(f"{to} has no dynamic {' or '.join(missing)}: {', '.join(able)} have")
     if half and not entry.half:
         able = [name for name, other in FORMATS.items() if other.half]
         raise ValueError(f"{to} has no float16 weights: {', '.join(able)} have")
-    if not isinstance(batch, int) or batch < 1:
-        raise ValueError(f"batch={batch!r}: expected a whole number of at least 1")
     if batch > 1 and not entry.batches:
         raise ValueError(f"{to} takes one picture at a time, not {batch}")

@@ -1,5 +1,7 @@
 """The formats of `mnv3 export`: what each can do, and how it is written."""
 
+import copy
+import io
 import json
 import tempfile
 import zipfile
@@ -10,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ..layers import SqueezeExcite
 
 # The lowest opset that PyTorch's exporter writes without a conversion; HardSwish has been an operator since 14.
 ONNX_OPSET = 18
@@ -26,45 +30,96 @@ class Graph:
     half: bool  # weights as float16
     metadata: dict[str, Any]
 
+    def dynamic_axes(self) -> dict[int, str]:
+        """The axes of the input that may be another in every call, and their names."""
+        names = {"batch": {0: "batch"}, "size": {2: "height", 3: "width"}}
+        return {axis: name for key in self.dynamic for axis, name in names[key].items()}
+
     def program(self) -> torch.export.ExportedProgram:
         """torch.export's. A dynamic dimension must not be 1 in the example, which it would be fixed to."""
         least = self.metadata["stride"] + 1  # pixels; fewer give a 1x1 map, which torch.export would fix
-        dims = {0: torch.export.Dim("batch")} if "batch" in self.dynamic else {}
-        if "size" in self.dynamic:
-            dims |= {2: torch.export.Dim("height", min=least), 3: torch.export.Dim("width", min=least)}
-        example = self.example.new_zeros(2 if "batch" in self.dynamic else len(self.example), *self.example.shape[1:])
+        axes = self.dynamic_axes()
+        dims = {axis: torch.export.Dim(name, min=least if axis else None) for axis, name in axes.items()}
+        example = self.example.new_zeros(2 if 0 in axes else len(self.example), *self.example.shape[1:])
         with torch.no_grad():
             return torch.export.export(self.model, (example,), dynamic_shapes={"x": dims} if dims else None)
 
 
 def write_pt2(graph: Graph, file: Path) -> None:
     """torch.export's archive."""
-    program = graph.program()
+    save_program(graph.program(), file, extra_files={METADATA: json.dumps(graph.metadata)})
+
+
+def save_program(program: torch.export.ExportedProgram, file: Path, **options: Any) -> None:
+    """Write torch.export's archive; by way of memory, as PyTorch's own writer ends the process where a disk is full."""
     program.example_inputs = None  # it would be stored
-    torch.export.save(program, file, extra_files={METADATA: json.dumps(graph.metadata)})
+    archive = io.BytesIO()
+    torch.export.save(program, archive, **options)
+    file.write_bytes(archive.getbuffer())
 
 
 def write_torchscript(graph: Graph, file: Path) -> None:
     """A trace, which takes any batch and size, with its weights as constants."""
     with torch.no_grad():
         traced = torch.jit.freeze(torch.jit.trace(graph.model, graph.example))
-    torch.jit.save(traced, file, _extra_files={METADATA: json.dumps(graph.metadata)})
+    _save_script(traced, file, _extra_files={METADATA: json.dumps(graph.metadata)})
+
+
+def _save_script(script: torch.jit.ScriptModule, file: Path, **options: Any) -> None:
+    archive = io.BytesIO()  # as in `save_program`
+    torch.jit.save(script, archive, **options)
+    file.write_bytes(archive.getbuffer())
 
 
 def write_onnx(graph: Graph, file: Path) -> None:
-    """One file, with HardSwish and HardSigmoid as operators, which runtimes have kernels for."""
+    """One file, with HardSwish as an operator, which runtimes have kernels for."""
     import onnx
 
-    names = {"input_names": ["input"], "output_names": ["output"]}
-    options = {"dynamo": True, "external_data": False, "opset_version": ONNX_OPSET, "verbose": False}
-    model = torch.onnx.export(graph.program(), **names, **options).model_proto
+    program = replace(graph, model=clipped_gates(graph.model)).program()
+    model = torch.onnx.export(
+        program,
+        input_names=["input"],
+        output_names=["output"],
+        dynamic_shapes={"x": graph.dynamic_axes()},  # for their names alone
+        dynamo=True,
+        external_data=False,
+        opset_version=ONNX_OPSET,
+        verbose=False,
+    ).model_proto
     for part in (model.graph, *model.graph.node, *model.graph.input, *model.graph.output, *model.graph.value_info):
         del part.metadata_props[:]  # the exporter's notes, with paths of this machine
+    lowest_versions(model)
     if graph.half:
         _halve(model)
     onnx.helper.set_model_props(model, {METADATA: json.dumps(graph.metadata)})
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, file)
+
+
+def clipped_gates(model: nn.Module) -> nn.Module:
+    """A copy whose gates of squeeze-and-excite are a convolution and a clip to 0..1, equal to rounding.
+
+    OpenCV takes x * hard_sigmoid(gate) for h-swish, x * hard_sigmoid(x), without a word. With the 1/6 and the 1/2 in
+    the convolution there are no more operators than before, and runtimes fuse the clip into it.
+    """
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        for block in (module for module in model.modules() if isinstance(module, SqueezeExcite)):
+            block.excite.weight.div_(6)
+            block.excite.bias.div_(6).add_(0.5)
+            block.gate = nn.Hardtanh(0.0, 1.0)
+    return model
+
+
+def lowest_versions(model: Any) -> None:
+    """Have an ONNX model name the operator sets that it uses and the lowest IR version for them: others are refused."""
+    import onnx
+
+    used = {node.domain for node in model.graph.node}
+    opsets = [opset for opset in model.opset_import if opset.domain in used]
+    del model.opset_import[:]
+    model.opset_import.extend(opsets)
+    model.ir_version = onnx.helper.find_min_ir_version_for(opsets)
 
 
 def _halve(model: Any) -> None:
@@ -118,7 +173,8 @@ def convert_tflite(model: nn.Module, example: Tensor, file: Path) -> None:
     import litert_torch
 
     last = litert_torch.to_channel_last_io(model, args=[0]).eval()
-    litert_torch.convert(last, (example.permute(0, 2, 3, 1).contiguous(),)).export(str(file))
+    network = litert_torch.convert(last, (example.permute(0, 2, 3, 1).contiguous(),))
+    file.write_bytes(network.model_content())  # its own writer ends the process where a disk is full
 
 
 def _halve_tflite(file: Path) -> None:
@@ -157,7 +213,8 @@ def write_ncnn(graph: Graph, file: Path) -> None:
     import pnnx
 
     with tempfile.TemporaryDirectory(dir=file.parent) as work:
-        pnnx.export(graph.model, f"{work}/m.pt", (graph.example,), fp16=graph.half, check_trace=False)
+        _save_script(torch.jit.trace(graph.model, graph.example, check_trace=False), Path(work, "m.pt"))
+        pnnx.convert(f"{work}/m.pt", (graph.example,), fp16=graph.half)
         Path(work, "m.ncnn.param").rename(file)
         Path(work, "m.ncnn.bin").rename(file.with_suffix(".bin"))
     attach(file, graph.metadata)
@@ -212,6 +269,7 @@ class Format:
     batches: bool = True  # whether it can take more than one picture at a time
     takes_bytes: bool = True
     own_metadata: bool = True  # whether it has a place for what it is, else that is in a JSON file beside it
+    copies: int = 1  # of the weights that lie on the disk while it is written
     layout: str = "NCHW"
     tolerance: float = 1e-4  # largest difference of logits, as a share of the largest logit
     half_tolerance: float = 1e-2
@@ -229,6 +287,7 @@ FORMATS = {
         ("nncf",),
         dynamic=("batch", "size"),
         half=True,
+        copies=2,
     ),
     "executorch": Format(
         ".pte", write_executorch, ("executorch",), (), ("torchao",), extra="executorch", own_metadata=False
@@ -250,6 +309,7 @@ FORMATS = {
         ("pnnx",),
         extra="ncnn",
         half=True,
+        copies=5,
         batches=False,
         takes_bytes=False,
         own_metadata=False,

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ExportError, choices
-from ..layers import evaluating
+from ..errors import ExportError, names
+from ..layers import check_own_weights, evaluating
 from . import onednn, runtime
 from .export import export, side
 from .formats import FORMATS
@@ -77,21 +77,20 @@ def optimize(
         ValueError: The model is in training mode or not in float32 on the CPU, or a candidate is unknown.
         ImportError: The choice's runtime is not installed.
     """
+    check_own_weights(model)
     parameter = next(model.parameters())
     if model.training or parameter.device.type != "cpu" or parameter.dtype != torch.float32:
         raise ValueError("optimize() needs a float32 model on the CPU in eval mode: model.cpu().float().eval()")
-    names = [name for name in CANDIDATES if name != "compile"] if candidates is None else list(candidates)
-    for name in names:
-        if name not in CANDIDATES:
-            raise ValueError(f"unknown candidate {name!r}. {choices(name, CANDIDATES)}")
+    default = [name for name in CANDIDATES if name != "compile"]
+    tried = default if candidates is None else names("candidates", candidates, CANDIDATES)
     if choice:
         return Optimized(model, CANDIDATES[choice.candidate](model, torch.zeros(choice.shape)), choice)
-    size = side(model, size)
+    size = side(model, size, batch)
     x = torch.randn(batch, model.in_chans, size, size, generator=torch.Generator().manual_seed(0))
     with evaluating(model):
         expected = model(x)
     built = {}
-    for name in names:
+    for name in tried:
         try:
             run = CANDIDATES[name](model, x)
         except (ImportError, ExportError):

@@ -17,13 +17,14 @@ from ..factory import transforms
 from ..files import unwrapped
 from ..layers import evaluating
 from . import int8, runtime
-from .export import check_model, check_new, deployable, describe, draft, failed, format_named, side, size_of
+from .drafts import draft, failed, size_of
+from .export import affordable, check_model, check_new, deployable, describe, format_named, side, weight_bytes
 from .formats import attach
 from .runtime import quiet
 from .seal import seal
 
 logger = logging.getLogger(__name__)
-COUNT = 400  # pictures to calibrate on, if there are so many
+COUNT = 400  # pictures to calibrate on, if there are so many and memory holds them
 FEW = 100
 BATCH = 32
 MIN_AGREEMENT = 80.0  # per cent, where nothing else tells a collapse
@@ -41,6 +42,7 @@ class QuantizeReport:
     agreement: float  # per cent of the calibration pictures whose most likely class is the float model's
     top1: float | None  # per cent on the pictures to evaluate on, if any
     float_top1: float | None
+    float_layers: tuple[str, ...]  # those of the model that compute in float32
 
     @property
     def drop(self) -> float | None:
@@ -48,11 +50,13 @@ class QuantizeReport:
         return None if self.top1 is None else self.float_top1 - self.top1
 
     def __str__(self) -> str:
+        floats = f"; in float: {', '.join(self.float_layers)}" if self.float_layers else "; no layer in float"
         text = (
             f"{self.file}: {self.bytes / 1e6:.2f} MB, {100 * self.bytes / self.float_bytes:.0f} % of float32; top-1 "
             f"agrees with float32 on {self.agreement:.1f} % of {self.calibrated} calibration pictures"
         )
-        return text if self.top1 is None else f"{text}; top-1 {self.top1:.2f} % (float32 {self.float_top1:.2f} %)"
+        top1 = "" if self.top1 is None else f"; top-1 {self.top1:.2f} % (float32 {self.float_top1:.2f} %)"
+        return f"{text}{top1}{floats}"
 
 
 def quantize(
@@ -85,6 +89,7 @@ def quantize(
         ImportError: The format's packages are missing.
         FileExistsError: `file` exists, and `force` is False.
         ExportError: It failed, or loses more than it may.
+        OSError: The file cannot be written; where there is no space left, the message says so.
     """
     file, model = Path(file), unwrapped(model)
     if to not in int8.WRITERS:
@@ -99,11 +104,12 @@ def quantize(
     dynamic = ("batch",) if to in ("onnx", "openvino") else ()
     metadata = describe(model, to=to, size=size, dynamic=dynamic, int8=True, calibrated=count)
     float_top1 = measure(model, evaluate).top1 if evaluate else None
-    with draft(file) as new:
+    with draft(file, room=weight_bytes(model) // 4) as new:
         with quiet(), failed(to):
-            int8.WRITERS[to](deployable(model), new, batches)
-            int8.CHECKS[to](new)
-            attach(new, metadata)
+            floats = int8.WRITERS[to](deployable(model), new, batches)
+            found = int8.CHECKS[to](new)
+            floats = floats if len(floats) == len(found) else found  # a tool may leave others: by the file's own names
+            attach(new, metadata | {"float_layers": floats})
             seal(new)
         with quiet():
             exported = runtime.load(new)
@@ -111,11 +117,12 @@ def quantize(
             file=file,
             format=to,
             bytes=size_of(new.parent),
-            float_bytes=sum(4 * parameter.numel() for parameter in model.parameters()),
+            float_bytes=weight_bytes(model),
             calibrated=count,
             agreement=_agreement(model, exported, batches),
             top1=measure(exported, evaluate).top1 if evaluate else None,
             float_top1=float_top1,
+            float_layers=tuple(floats),
         )
         if problem := _problem(report, max_drop):
             if not force:
@@ -143,7 +150,7 @@ def pictures(model: nn.Module, paths: str | os.PathLike | Iterable[str | os.Path
     """
     files = list(images.find(paths))
     transform, read = transforms(model, input_size=(model.in_chans, size, size)), []
-    for path in images.spread(files, COUNT):
+    for path in images.spread(files, affordable(COUNT, size)):
         try:
             read.append(transform(images.load(path)))
         except images.PictureError as error:

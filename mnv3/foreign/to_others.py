@@ -18,6 +18,7 @@ from ..atomic import write_atomically
 from ..convert import LAYOUTS
 from ..errors import choices
 from ..files import plain_tensors
+from ..layers import NORMS, check_own_weights, whole_state
 from ..model import MobileNetV3
 from .tensorflow import TABLES
 
@@ -119,12 +120,13 @@ def export_state_dict(model: nn.Module, to: str) -> dict[str, Tensor]:
     Raises:
         ValueError: They have no such model, or it has a larger eps than some variance leaves room for.
     """
+    check_own_weights(model)
     theirs = target(model, to).build(device="meta")
     wanted = theirs.state_dict()
     layout = next(layout for layout in LAYOUTS if layout.name == to)
     names = layout.rename(wanted)
-    ours = model.state_dict()
-    eps = {name: module.eps for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    ours = whole_state(model)
+    eps = {name: module.eps for name, module in model.named_modules() if isinstance(module, NORMS)}
     their_eps = next(module.eps for module in theirs.modules() if isinstance(module, nn.BatchNorm2d))
     exported, short = {}, 0
     for key, like in wanted.items():

@@ -7,12 +7,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..formats import lowest_versions
 from .prepare import clip, judge, prepare, write_plain
 
 LAYERS = ("Conv", "Gemm", "MatMul")
 
 
-def write_onnx(model: nn.Module, file: Path, batches: list[Tensor]) -> None:
+def write_onnx(model: nn.Module, file: Path, batches: list[Tensor]) -> list[str]:
     """QDQ around every convolution and the linear layer; any batch.
 
     Activations and weights are unsigned: ONNX Runtime's kernels for signed weights saturate on x86 without VNNI.
@@ -49,9 +50,13 @@ def write_onnx(model: nn.Module, file: Path, batches: list[Tensor]) -> None:
             calibrate_method=CalibrationMethod.MinMax,
             extra_options={"WeightSymmetric": True},  # one zero point for all channels, as QLinearConv needs
         )
+    model = onnx.load(file)
+    lowest_versions(model)
+    onnx.save(model, file)
+    return floats
 
 
-def check_onnx(file: Path) -> None:
+def check_onnx(file: Path) -> list[str]:
     """ValueError unless the layers compute with 8 bits: quantised input, output and stored weights."""
     import onnx
 
@@ -71,4 +76,4 @@ def check_onnx(file: Path) -> None:
         eight = eight and tensor.data_type in (onnx.TensorProto.UINT8, onnx.TensorProto.INT8)
         eight = eight and read.get(node.output[0]) in (["QuantizeLinear"], ["Relu"], ["Clip"])
         layers.append((node.name, math.prod(tensor.dims) if tensor is not None else 0, eight))
-    judge(file, layers)
+    return judge(file, layers)

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from .prepare import judge, prepare, write_plain
 
 
-def write_openvino(model: nn.Module, file: Path, batches: list[Tensor]) -> None:
+def write_openvino(model: nn.Module, file: Path, batches: list[Tensor]) -> list[str]:
     """Fake quantisation before every convolution and the linear layer, per channel in depthwise ones; any batch."""
     import nncf
+    import onnx
     import openvino as ov
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
@@ -21,7 +22,10 @@ def write_openvino(model: nn.Module, file: Path, batches: list[Tensor]) -> None:
         plain = Path(folder) / "plain.onnx"
         write_plain(model, batches, plain)
         network = ov.convert_model(plain)
-        ignored = [op.get_friendly_name() for op, weight in _layers(network) if _stem(weight) in floats]
+        nodes = [node for node in onnx.load(plain).graph.node if node.op_type in ("Conv", "Gemm")]
+        of = {node.name: node.input[1].split(".weight")[0] for node in nodes}
+        operators = [op.get_friendly_name() for op, _ in _layers(network)]
+        ignored = [name for name in operators if of[name.removesuffix("/WithoutBiases")] in floats]
         network = nncf.quantize(
             network,
             nncf.Dataset([x.numpy() for x in batches]),
@@ -37,10 +41,7 @@ def write_openvino(model: nn.Module, file: Path, batches: list[Tensor]) -> None:
             ),
         )
         ov.save_model(network, file, compress_to_fp16=False)
-
-
-def _stem(weight: Any) -> str:
-    return weight.get_friendly_name().split(".weight")[0]
+    return floats
 
 
 def _layers(network: Any) -> list[tuple[Any, Any]]:
@@ -55,7 +56,7 @@ def _layers(network: Any) -> list[tuple[Any, Any]]:
     return found
 
 
-def check_openvino(file: Path) -> None:
+def check_openvino(file: Path) -> list[str]:
     """ValueError unless the layers' weights are stored with 8 bits, and their inputs are quantised."""
     import openvino as ov
 
@@ -66,4 +67,4 @@ def check_openvino(file: Path) -> None:
             data = data.input_value(0).get_node()
         eight = weight.get_element_type().get_type_name() in ("i8", "u8") and data.get_type_name() == "FakeQuantize"
         layers.append((op.get_friendly_name(), math.prod(weight.shape), eight))
-    judge(file, layers)
+    return judge(file, layers)

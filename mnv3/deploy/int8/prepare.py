@@ -141,8 +141,8 @@ def write_plain(model: nn.Module, batches: list[Tensor], file: Path) -> None:
     write_onnx(Graph(model, batches[0][:1], ("batch",), False, {"stride": 1}), file)
 
 
-def judge(file: Path, layers: list[tuple[str, int, bool]]) -> None:
-    """ValueError unless (name, weights, whether of 8 bits) are those of an 8-bit model with its few layers in float."""
+def judge(file: Path, layers: list[tuple[str, int, bool]]) -> list[str]:
+    """The names in float of (name, weights, whether of 8 bits); ValueError if they are more than an 8-bit model has."""
     floats = [name for name, _, eight in layers if not eight]
     share = sum(size for _, size, eight in layers if not eight) / max(sum(size for _, size, _ in layers), 1)
     if not layers or len(floats) > FLOAT_LAYERS or share > FLOAT_SHARE:
@@ -150,3 +150,4 @@ def judge(file: Path, layers: list[tuple[str, int, bool]]) -> None:
             f"{file}: not an 8-bit model: {len(floats)} of {len(layers)} layers compute in float, with "
             f"{100 * share:.1f} % of the weights: {', '.join(floats[:3])}"
         )
+    return floats

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...layers import Conv2dSame
+from ..formats import save_program
 from .prepare import clip, judge, prepare, seen
 
 
@@ -33,7 +34,7 @@ def _quantised(model: nn.Module, batches: list[Tensor], quantizer: Any) -> torch
         return torch.export.export(graph, (pair[:1],))
 
 
-def write_executorch(model: nn.Module, file: Path, batches: list[Tensor]) -> None:
+def write_executorch(model: nn.Module, file: Path, batches: list[Tensor]) -> list[str]:
     """All in XNNPACK, with zero points, per-channel weights, and ranges of least squared error; one picture a time."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.backends.xnnpack.quantizer import xnnpack_quantizer as xnnpack
@@ -48,9 +49,10 @@ def write_executorch(model: nn.Module, file: Path, batches: list[Tensor]) -> Non
     )
     program = to_edge_transform_and_lower(_quantised(model, batches, quantizer), partitioner=[XnnpackPartitioner()])
     file.write_bytes(program.to_executorch().buffer)
+    return floats
 
 
-def check_executorch(file: Path) -> None:
+def check_executorch(file: Path) -> list[str]:
     """ValueError unless XNNPACK has the layers, and computes them with 8 bits."""
     from executorch.exir._serialize._program import deserialize_pte_binary
 
@@ -69,7 +71,7 @@ def check_executorch(file: Path) -> None:
                 kinds = [values[i].get("datatype") for i in ids]
                 eight = kinds == ["xnn_datatype_qint8", "xnn_datatype_qcint8", "xnn_datatype_qint8"]
                 layers.append((node["xnode_union_type"], math.prod(values[ids[1]]["dims"]), eight))
-    judge(file, layers)
+    return judge(file, layers)
 
 
 def _xnnpack_graph(data: bytes) -> dict[str, Any]:
@@ -90,7 +92,7 @@ def _xnnpack_graph(data: bytes) -> dict[str, Any]:
     return json.loads(re.sub(r": -?(inf|nan)\b", ": null", text))
 
 
-def write_pt2(model: nn.Module, file: Path, batches: list[Tensor]) -> None:
+def write_pt2(model: nn.Module, file: Path, batches: list[Tensor]) -> list[str]:
     """torch.export's archive with quantised operators, which Inductor turns into oneDNN's; one picture at a time."""
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
@@ -102,12 +104,12 @@ def write_pt2(model: nn.Module, file: Path, batches: list[Tensor]) -> None:
     for name in floats:
         quantizer.set_module_name_qconfig(f"{name}.1" if name in padded else name, None)
     program = _quantised(model, batches, quantizer)
-    program.example_inputs = None  # it would be stored, and so would where each node came from: a fifth of the file
     for node in program.graph.nodes:
         for key in ("stack_trace", "nn_module_stack", "from_node", "torch_fn", "source_fn_stack"):
-            node.meta.pop(key, None)
-    torch.export.save(program, file)
+            node.meta.pop(key, None)  # where it came from: a fifth of the file
+    save_program(program, file)
     _compress(file)
+    return floats
 
 
 def _plain_convolutions(model: nn.Module, picture: Tensor) -> set[str]:
@@ -138,7 +140,7 @@ def _compress(file: Path) -> None:
             archive.writestr(info.filename, content, zipfile.ZIP_DEFLATED if small else zipfile.ZIP_STORED)
 
 
-def check_pt2(file: Path) -> None:
+def check_pt2(file: Path) -> list[str]:
     """ValueError unless the layers read 8-bit weights and 8-bit inputs."""
     from torch.ao.quantization.fx import _decomposed  # noqa: F401  it registers the operators
 
@@ -151,4 +153,4 @@ def check_pt2(file: Path) -> None:
             eight = "dequantize" in str(data.target) and "dequantize" in str(weight.target)
             eight = eight and weight.args[0].meta["val"].dtype == torch.int8
             layers.append((node.name, weight.meta["val"].numel(), eight))
-    judge(file, layers)
+    return judge(file, layers)

@@ -15,7 +15,7 @@ LAYERS = {3: "CONV_2D", 4: "DEPTHWISE_CONV_2D", 9: "FULLY_CONNECTED"}  # builtin
 INT8 = 9  # a tensor's type in the schema
 
 
-def write_tflite(model: nn.Module, file: Path, batches: list[Tensor]) -> None:
+def write_tflite(model: nn.Module, file: Path, batches: list[Tensor]) -> list[str]:
     """8 bits in the convolutions and the linear layer alone; one picture at a time, and as (1, H, W, C)."""
     from ai_edge_quantizer import qtyping, quantizer
 
@@ -33,6 +33,7 @@ def write_tflite(model: nn.Module, file: Path, batches: list[Tensor]) -> None:
     ranges = tool.calibrate({"serving_default": pictures}, num_threads=1)
     tool.quantize(ranges).export_model(str(file), overwrite=True)
     _shorten(file)
+    return floats
 
 
 def _same(array: Any, weight: Tensor) -> bool:
@@ -68,10 +69,10 @@ def _shorten(file: Path) -> None:
     flatbuffer.write_model(network, str(file))
 
 
-def check_tflite(file: Path) -> None:
+def check_tflite(file: Path) -> list[str]:
     """ValueError unless the layers read and give 8 bits, and their weights are stored so."""
     layers = [
         (f"{kind} {scope}", math.prod(tensors[1].shape), all(tensor.type == INT8 for tensor in tensors))
         for kind, scope, _, tensors in _layers(file)
     ]
-    judge(file, layers)
+    return judge(file, layers)
