@@ -174,7 +174,7 @@ def set_bn_eps(model: nn.Module, eps: float) -> nn.Module:
 
 def for_files(model: nn.Module) -> nn.Module:
     """The model, or an equal copy of it, with the eps that every weights folder is for: `BN_EPS`."""
-    if all(module.eps == BN_EPS for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
+    if all(module.eps == BN_EPS for module in model.modules() if isinstance(module, NORMS)):
         return model
     return set_bn_eps(copy.deepcopy(model), BN_EPS)
 
