@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 
@@ -258,15 +257,23 @@ def test_closed_pipe():
     assert (result.returncode, result.stderr) == (1, "")
 
 
-def test_ctrl_c(net, tmp_path):
-    os.mkfifo(tmp_path / "never.png")  # a picture that does not arrive
+def test_ctrl_c(net, pictures):
+    """While a picture is read."""
+    code = """
+import os, signal, sys, time
+from mnv3 import cli, images
+load = images.load
+def interrupted(path):
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.5)
+    return load(path)
+images.load = interrupted
+sys.exit(cli.main(sys.argv[1:]))
+"""
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "mnv3", "predict", str(tmp_path / "never.png"), "--checkpoint", str(net)]
-    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    with open(tmp_path / "never.png", "wb"):  # waits for the reader; when it is closed, the reading thread can end
-        process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, err) == (130, "", "")
+    command = [sys.executable, "-c", code, "predict", str(pictures / "a.png"), "--checkpoint", str(net)]
+    result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "")
 
 
 @pytest.mark.parametrize("terminals", [(), ("stderr",), ("stdout", "stderr")])

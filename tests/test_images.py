@@ -2,6 +2,7 @@
 
 import io
 import os
+import random
 import struct
 import warnings
 import zlib
@@ -435,6 +436,40 @@ def test_what_a_file_is_that_is_no_picture(tmp_path, content, what):
     with pytest.raises(PictureError) as caught:
         images.load(tmp_path / "x.jpg")
     assert str(caught.value) == f"{tmp_path}/x.jpg: not a picture ({what})"
+
+
+def mutated(data: bytes, rng: random.Random) -> bytes:
+    """A file with bytes changed, cut off or put in, mostly in its header."""
+    data = bytearray(data)
+    how = rng.randrange(4)
+    for _ in range(rng.choice((1, 1, 2, 8))):
+        place = rng.randrange(len(data) if rng.random() < 0.5 else min(len(data), 80))
+        if how == 0:
+            data[place] ^= 1 << rng.randrange(8)
+        elif how == 1:
+            data[place : place + 4] = rng.choice((b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff", b"\0\1\0\0"))
+        elif how == 2:
+            data = data[: max(1, place)]
+        else:
+            data[place:place] = rng.randbytes(rng.choice((1, 4, 40)))
+    return bytes(data)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "gif", "tiff", "bmp", "ico", "ppm"])
+def test_damaged_files(photo, tmp_path, kind):
+    """A picture, or one line that names the file."""
+    rng, original, path = random.Random(kind), io.BytesIO(), tmp_path / "x.png"
+    photo.save(original, kind)
+    refused = []
+    for _ in range(120):
+        path.write_bytes(mutated(original.getvalue(), rng))
+        try:
+            assert images.load(path).mode == "RGB"
+        except PictureError as error:
+            refused.append(str(error))
+    assert 0 < len(refused) < 120
+    assert all(message.startswith(f"{path}: ") and message.isprintable() for message in refused)
 
 
 def test_large_pictures_are_converted_part_by_part(tmp_path, monkeypatch):
