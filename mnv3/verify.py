@@ -205,7 +205,8 @@ def download(repo: str, revision: str | None, record: Checkpoint | None) -> Path
     commit = folder.name
     if head not in (None, commit):  # where the Hub is lost, the client takes what the cache has
         raise WeightsError(f"{repo} was changed, or {hub.endpoint()} lost, while it was fetched: run it again")
-    for name in (name for name in NAMES if (folder / name).is_file()):
-        sha256 = record.sha256 if record and name == WEIGHTS_FILE else None
-        hub.fetch_hub(repo, name, revision=commit, sha256=sha256)
+    hub.fetch_hub(repo, revision=commit, sha256=record.sha256 if record else None)
+    for name in NAMES:
+        if name != WEIGHTS_FILE and (folder / name).is_file():
+            hub.fetch_hub(repo, name, revision=commit)
     return folder

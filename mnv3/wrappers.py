@@ -171,9 +171,9 @@ def _the_one_meant(copies: list[Copy]) -> Copy:
 
 def _same(one: Copy, other: Copy) -> bool:
     """Whether two names stand for the same weights."""
-    return one.tensors.keys() == other.tensors.keys() and all(
-        value.data_ptr() == other.tensors[key].data_ptr() or torch.equal(value, other.tensors[key])
-        for key, value in one.tensors.items()
+    pairs = ((value, other.tensors.get(key)) for key, value in one.tensors.items())
+    return len(one.tensors) == len(other.tensors) and all(
+        b is not None and a.dtype == b.dtype and a.device == b.device and torch.equal(a, b) for a, b in pairs
     )
 
 

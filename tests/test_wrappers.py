@@ -136,6 +136,7 @@ TWO = {
     "dictionaries": (lambda a, b: {"stage1": a, "stage2": b}, "stage1 and stage2"),
     "two of the usual": (lambda a, b: {"state_dict": a, "model": b}, "state_dict and model"),
     "two averages": (lambda a, b: {"model_ema": a, "state_dict_ema": b}, "model_ema and state_dict_ema"),
+    "halves": (lambda a, b: {"state_dict": a, "model": {k: v.half() for k, v in a.items()}}, "state_dict and model"),
     "one in parallel": (lambda a, b: {"net": prefixed(a, "x.") | prefixed(b, "module.y.")}, "net > x. and net > y."),
 }
 
