@@ -16,7 +16,7 @@ from torch import nn
 from .batches import Batches
 from .catalog import checkpoints, find, split_name
 from .deploy.fuse import fuse
-from .factory import check_pooled, create_model, load_checkpoint
+from .factory import create_model, load_checkpoint
 from .files import read_family
 from .layers import BN_EPS, set_bn_eps
 from .model import MobileNetV3
@@ -75,7 +75,6 @@ def model(recipe: Recipe, classes: list[str]) -> nn.Module:
         found = _checkpoint(recipe, options)
     else:
         found = create_model(recipe.model, pretrained=recipe.pretrained, **options)
-    check_pooled(found)
     for module in found.modules():
         if isinstance(module, NORMS):
             module.momentum = recipe.bn_momentum

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .errors import WeightsError
+from .text import terminal
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 COUNTS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -86,5 +87,4 @@ def check_values(state_dict: Mapping[str, Tensor], *, eps: float = 0.0) -> None:
 
 def shown(name: str) -> str:
     """A name from a file as a message has it: on one line, and not long."""
-    name = name if len(name) <= 100 else f"{name[:60]}...{name[-30:]}"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+    return terminal(name if len(name) <= 100 else f"{name[:60]}...{name[-30:]}")

@@ -119,7 +119,8 @@ def _create(
         cfg = dataclasses.replace(cfg, num_classes=load_cfg.num_classes, input_size=load_cfg.input_size)
         if new_classifier:
             load_cfg = dataclasses.replace(load_cfg, num_classes=NEW_CLASSIFIER)
-            cfg = dataclasses.replace(cfg, tag=None, label_names=None)  # they name the classes of the old one
+            # the tag and the names are of the classes of the old one
+            cfg = dataclasses.replace(cfg, num_classes=kwargs["num_classes"], tag=None, label_names=None)
         bn_eps = kwargs.pop("bn_eps", None)  # the weights are for BN_EPS
     feature_cfg = {"out_indices": tuple(range(len(probe.feature_info))), "flatten_sequential": True}
     model = build_model_with_cfg(

@@ -153,7 +153,7 @@ def test_metadata(files, net, folder, to):
         "mean": list(cfg["mean"]),
         "std": list(cfg["std"]),
         **dict.fromkeys(("normalize", "softmax", "half"), False),
-        **{key: cfg[key] for key in ("interpolation", "crop_pct", "crop_mode", "license")},
+        **{key: cfg.get(key) for key in ("interpolation", "crop_pct", "crop_mode", "license")},
     }
     assert {key: meta[key] for key in expected} == expected
     assert set(meta["versions"]) == {"mnv3", "torch", "timm", *entry.runtime, *entry.writers}

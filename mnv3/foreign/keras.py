@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..convert import some
+from ..layouts import some
 from ..errors import WeightsError
 from . import Foreign, hdf5, keras_config, keras_graph
 from .tensorflow import foreign, our_key

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ..convert import some
+from ..layouts import some
 from ..errors import WeightsError
 
 KINDS = {

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ..arch import Arch
-from ..convert import BN_EPS_TF, some
+from ..layouts import BN_EPS_TF, some
 from ..errors import WeightsError
 from .keras_config import CHANNELS_FIRST, CHANNELS_LAST, Layer, Network
 

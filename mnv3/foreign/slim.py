@@ -7,7 +7,7 @@ Source: https://github.com/tensorflow/models/tree/master/research/slim/nets/mobi
 
 from pathlib import Path
 
-from ..convert import some
+from ..layouts import some
 from ..errors import WeightsError
 from . import Foreign
 from .tensorbundle import Bundle
