@@ -3,7 +3,7 @@
 `import mnv3` registers the models with timm and does nothing else: no network, no seeds, no thread or backend settings.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 from . import publish, show, timm_models
 from .arch import Arch, Bneck

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..layouts import some
 from ..errors import WeightsError
+from ..layouts import some
 from . import Foreign, hdf5, keras_config, keras_graph
 from .tensorflow import foreign, our_key
 

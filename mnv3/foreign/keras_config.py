@@ -7,8 +7,8 @@ import json
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ..layouts import some
 from ..errors import WeightsError
+from ..layouts import some
 
 KINDS = {
     "InputLayer", "Rescaling", "Conv2D", "DepthwiseConv2D", "ZeroPadding2D", "BatchNormalization", "ReLU", "Activation",
