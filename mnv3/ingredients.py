@@ -17,7 +17,6 @@ from .batches import Batches
 from .catalog import checkpoints, find, split_name
 from .deploy.fuse import fuse
 from .factory import create_model, load_checkpoint
-from .files import read_family
 from .layers import BN_EPS, set_bn_eps
 from .model import MobileNetV3
 from .recipe import Recipe
@@ -103,29 +102,22 @@ def _checkpoint(recipe: Recipe, options: dict[str, Any]) -> nn.Module:
     path = Path(recipe.checkpoint)
     if not path.exists():
         raise ValueError(f"checkpoint: no file or folder {path}")
-    if path.is_dir():
-        source = load_checkpoint(path, model=recipe.model, **options | {"num_classes": 0})
-        _check_classifier(source, f"checkpoint: {path}")
-    else:
-        held = read_family(path)
-        _check_channels(held.in_chans, f"checkpoint: {path}")
-        source = load_checkpoint(path, model=recipe.model, **options | {"num_classes": held.num_classes})
-    source.reset_classifier(options["num_classes"])
+    classes = options.pop("num_classes")
+    own = {"num_classes": 0} if path.is_dir() else {}  # of a file: as many as it has
+    source = load_checkpoint(path, model=recipe.model, **options | own)
+    _check_classifier(source, f"checkpoint: {path}")
+    source.reset_classifier(classes)
     return source
 
 
 def _check_classifier(found: nn.Module, what: str) -> None:
     """Raise ValueError unless a model makes a vector of logits of an RGB picture."""
-    _check_channels(getattr(found, "in_chans", 3), what)
+    if (count := getattr(found, "in_chans", 3)) != 3:
+        raise ValueError(f"{what} is for pictures of {count} channels; those of a training are RGB, 3 channels")
     if not getattr(found, "pooled", True):
         raise ValueError(
             f"{what} has global_pool='' and makes maps: a training needs a model that pools, as with 'avg'"
         )
-
-
-def _check_channels(count: int, what: str) -> None:
-    if count != 3:
-        raise ValueError(f"{what} is for pictures of {count} channels; those of a training are RGB, 3 channels")
 
 
 def teacher(recipe: Recipe, student: nn.Module) -> nn.Module | None:
