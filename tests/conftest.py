@@ -75,6 +75,14 @@ def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     return model.eval()
 
 
+def with_distinct_logits(name: str = "mnv3_small_cifar", **kwargs) -> torch.nn.Module:
+    """A model with random weights and logits that are far apart."""
+    model = randomize(mnv3.create_model(name, **kwargs))
+    with torch.no_grad():
+        model.classifier.weight *= 4
+    return model
+
+
 def needs(to: str, *, int8: bool = False) -> None:
     """Skip the test where the packages of a format are missing."""
     entry = mnv3.deploy.FORMATS[to]

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from conftest import ROOT, needs, randomize
+from conftest import ROOT, needs, with_distinct_logits
 from PIL import Image
 from torch import nn
 
@@ -51,18 +51,10 @@ def close(model, reference, x, atol=1e-4):
     torch.testing.assert_close(found, expected, rtol=0, atol=atol)
 
 
-def make(name="mnv3_small_cifar", **kwargs):
-    """Random weights, with logits that are far apart."""
-    model = randomize(mnv3.create_model(name, **kwargs))
-    with torch.no_grad():
-        model.classifier.weight *= 4
-    return model
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A weights folder of ours."""
-    return mnv3.save(make(), tmp_path_factory.mktemp("weights") / "net", label_names=NAMES)
+    return mnv3.save(with_distinct_logits(), tmp_path_factory.mktemp("weights") / "net", label_names=NAMES)
 
 
 @pytest.fixture(scope="module")
@@ -252,7 +244,7 @@ def test_core_ml(net, tmp_path, half):
 
 
 def test_the_model_stays_as_it_was(tmp_path):
-    model = make(drop_rate=0.9, drop_path_rate=0.9)
+    model = with_distinct_logits(drop_rate=0.9, drop_path_rate=0.9)
     evaluated = copy.deepcopy(model)
     model.train()
     model.blocks[2].eval()  # frozen
@@ -282,7 +274,7 @@ def test_other_states(net, folder, tmp_path):
     ids=str,
 )
 def test_other_models(tmp_path, kwargs):
-    model, channels = make(**kwargs), kwargs.get("in_chans", 3)
+    model, channels = with_distinct_logits(**kwargs), kwargs.get("in_chans", 3)
     export(model, tmp_path / "a.torchscript", to="torchscript")
     exported = load(tmp_path / "a.torchscript")
     close(exported, model, pixels(2, channels=channels))
@@ -297,7 +289,7 @@ def test_other_models(tmp_path, kwargs):
 @pytest.mark.parametrize("to", each([n for n in RUN if "size" in FORMATS[n].dynamic], (*SLOW, "onnx", "pt2")))
 def test_tensorflow_padding_at_any_size(tmp_path, monkeypatch, to):
     needs(to)
-    model, file = make("mnv3_small_tf"), tmp_path / f"a{FORMATS[to].suffix}"
+    model, file = with_distinct_logits("mnv3_small_tf"), tmp_path / f"a{FORMATS[to].suffix}"
     started = []
     monkeypatch.setattr(multiprocessing, "Process", lambda *args, **kwargs: started.append(kwargs))
     export(model, file, to=to, size=64, dynamic=("size", "batch"))
@@ -444,7 +436,7 @@ def test_wrong_arguments(net, tmp_path, to, options, message):
 
 
 def test_wrong_models(files, tmp_path):
-    none = make("mnv3_small_cifar")
+    none = with_distinct_logits("mnv3_small_cifar")
     none.reset_classifier(0)
     for model, message in (
         (none, r"no classifier \(num_classes=0\)"),
@@ -452,7 +444,7 @@ def test_wrong_models(files, tmp_path):
         (load(files("torchscript")[0]), "this Exported is none of mnv3.create_model"),
         (timm.create_model("resnet18"), "this ResNet is none of"),
         (mnv3.MobileNetV3(), "this MobileNetV3 is none of"),
-        (mnv3.fuse(make()), "is it fused already"),
+        (mnv3.fuse(with_distinct_logits()), "is it fused already"),
     ):
         with pytest.raises(ValueError, match=message):
             export(model, tmp_path / "a.torchscript", to="torchscript")

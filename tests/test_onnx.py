@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
-from conftest import needs, randomize
+from conftest import needs, with_distinct_logits
 from PIL import Image
 from torch import nn
 
@@ -20,18 +20,10 @@ def _packages():
     needs("onnx", int8=True)
 
 
-def make(name="mnv3_small_cifar", **kwargs):
-    """Random weights, with logits that are far apart."""
-    model = randomize(mnv3.create_model(name, **kwargs))
-    with torch.no_grad():
-        model.classifier.weight *= 4
-    return model
-
-
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """A model, and its file for any batch and size."""
-    model, file = make(), tmp_path_factory.mktemp("onnx") / "net.onnx"
+    model, file = with_distinct_logits(), tmp_path_factory.mktemp("onnx") / "net.onnx"
     export(model, file, to="onnx", dynamic=("batch", "size"))
     return model, file
 
@@ -122,7 +114,7 @@ def test_opencv_at_any_size(exported):
 )
 def test_other_models_in_opencv(tmp_path, name, options):
     pytest.importorskip("cv2", reason="needs pip install opencv-python-headless")
-    model = make(name, num_classes=5, **options)
+    model = with_distinct_logits(name, num_classes=5, **options)
     export(model, tmp_path / "net.onnx", to="onnx", size=96)
     x = torch.randn(1, model.in_chans, 96, 96, generator=torch.Generator().manual_seed(1))
     close(in_opencv(tmp_path / "net.onnx", x), model, x)

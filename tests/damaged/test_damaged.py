@@ -144,20 +144,22 @@ def test_exported(tiny, tmp_path, to):
     check("exported", tmp_path, hashed=True)
 
 
-def test_keras(tmp_path, monkeypatch):
+@pytest.fixture
+def keras_model(monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "torch")
     keras = pytest.importorskip("keras", reason="needs pip install 'mnv3[test]'")
     options = {"input_shape": (32, 32, 3), "alpha": 0.75, "classes": 3, "weights": None, "minimalistic": True}
-    keras.applications.MobileNetV3Small(**options, classifier_activation=None).save(tmp_path / "whole.keras")
+    return keras.applications.MobileNetV3Small(**options, classifier_activation=None)
+
+
+def test_keras(keras_model, tmp_path):
+    keras_model.save(tmp_path / "whole.keras")
     whole = (tmp_path / "whole.keras").read_bytes()
     check("foreign", write(tmp_path, ".keras", whole, cases(whole, COUNT, SEED, damaged_bytes, damaged_archive)))
 
 
-def test_h5(tmp_path, monkeypatch):
-    monkeypatch.setenv("KERAS_BACKEND", "torch")
-    keras = pytest.importorskip("keras", reason="needs pip install 'mnv3[test]'")
-    options = {"input_shape": (32, 32, 3), "alpha": 0.75, "classes": 3, "weights": None, "minimalistic": True}
-    keras.applications.MobileNetV3Small(**options, classifier_activation=None).save_weights(tmp_path / "w.weights.h5")
+def test_h5(keras_model, tmp_path):
+    keras_model.save_weights(tmp_path / "w.weights.h5")
     whole = (tmp_path / "w.weights.h5").read_bytes()
     check("foreign", write(tmp_path, ".h5", whole, cases(whole, COUNT, SEED, damaged_bytes)))
 
