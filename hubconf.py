@@ -19,7 +19,7 @@ def _check_loaded() -> None:
     loaded, wanted = _Path(_sys.modules["mnv3"].__file__).resolve().parent, _Path(__file__).resolve().parent / "mnv3"
     code = [{path.relative_to(root): path.read_bytes() for path in root.rglob("*.py")} for root in (loaded, wanted)]
     if code[0] != code[1]:
-        version = _re.search(r'__version__ = "(.+)"', code[1][_Path("__init__.py")].decode())[1]
+        version = _re.search(r'__version__ = "(.+)"', code[1][_Path("version.py")].decode())[1]
         raise ImportError(
             f"mnv3 {_sys.modules['mnv3'].__version__} from {loaded} is loaded already, and {wanted} has other code "
             f"(mnv3 {version}): load that one in a Python process of its own"

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 import mnv3
-from mnv3 import foreign
-from mnv3.bench import machine
+from mnv3.convert import reading
+from mnv3.convert.foreign import Foreign
+from mnv3.convert.tflite.calibrate import calibrated
+from mnv3.deploy.bench import machine
 from mnv3.deploy.runtime import quiet
-from mnv3.foreign.tflite_calibrate import calibrated
 
 
-def logits(found: foreign.Foreign, x: Tensor) -> Tensor:
+def logits(found: Foreign, x: Tensor) -> Tensor:
     """Of the imported model."""
     model = mnv3.create_model(found.arch, pretrained_cfg_overlay=found.config, **found.options).eval()
     model.load_state_dict(found.state_dict)
@@ -27,7 +28,7 @@ def logits(found: foreign.Foreign, x: Tensor) -> Tensor:
         return torch.cat([model(part) for part in x.split(20)])
 
 
-def in_litert(file: Path, found: foreign.Foreign, x: Tensor) -> Tensor:
+def in_litert(file: Path, found: Foreign, x: Tensor) -> Tensor:
     """Of the file itself, for the bytes that `x` was made of."""
     from ai_edge_litert.interpreter import Interpreter
 
@@ -55,7 +56,7 @@ def main() -> None:
     print(f"{machine()}; top-1 of {len(pictures)} pictures / of the {len(pictures[1::2])} unseen, %\n")
     print("| file | in LiteRT | plain | calibrated |\n| --- | ---: | ---: | ---: |")
     for file in args.files:
-        found = foreign.read(file)
+        found = reading.read(file)
         model = mnv3.create_model(found.arch, pretrained_cfg_overlay=found.config, **found.options)
         transform = mnv3.transforms(model)
         x = torch.stack([transform(mnv3.images.load(picture)) for picture in pictures])

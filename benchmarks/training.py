@@ -27,8 +27,8 @@ from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch import nn
 
 import mnv3
-from mnv3 import recipe
-from mnv3.finetune import Training
+from mnv3.train import recipe
+from mnv3.train.finetune import Training
 
 WINDOW = 5  # updates
 
@@ -98,7 +98,9 @@ def measure(size: str, data: str, *, threads: int, turns: int) -> dict[str, list
         "timm, float32": timm_updates(size, chosen, workers=threads, amp=False),
         "timm, bfloat16": timm_updates(size, chosen, workers=threads, amp=True),
         "mnv3, float32": our_updates(recipe.load(f"cifar10_{size}", data=data, sizes=[], lr=0.01, precision="no")),
-        f"mnv3, {'bfloat16' if mnv3.ingredients.best_precision() == 'bf16' else 'float32'} (auto)": our_updates(chosen),
+        f"mnv3, {'bfloat16' if mnv3.train.ingredients.best_precision() == 'bf16' else 'float32'} (auto)": our_updates(
+            chosen
+        ),
     }
     rates: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in range(turns + 1):

@@ -3,21 +3,23 @@
 `import mnv3` registers the models with timm and does nothing else: no network, no seeds, no thread or backend settings.
 """
 
-__version__ = "0.2.0"
-
-from . import publish, show, timm_models
+from . import deploy, show, timm_models
 from .arch import Arch, Bneck
 from .catalog import CATALOG, Checkpoint
-from .convert import convert_state_dict
 from .deploy import fuse
 from .errors import PublishError, TrainingStopped, WeightsError
-from .evaluate import evaluate
 from .factory import class_names, create_model, load_checkpoint, transforms
-from .files import save
-from .finetune import finetune
+from .files.conversion import convert_state_dict
+from .files.saving import save
+from .hub import publish
 from .layers import set_bn_eps
 from .model import MobileNetV3
-from .predict import predict
+from .pictures import data, images
+from .pictures.evaluate import evaluate
+from .pictures.predict import predict
+from .train import recipe
+from .train.finetune import finetune
+from .version import __version__
 
 __all__ = [
     "CATALOG",
@@ -28,15 +30,20 @@ __all__ = [
     "PublishError",
     "TrainingStopped",
     "WeightsError",
+    "__version__",
     "class_names",
     "convert_state_dict",
     "create_model",
+    "data",
+    "deploy",
     "evaluate",
     "finetune",
     "fuse",
+    "images",
     "load_checkpoint",
     "predict",
     "publish",
+    "recipe",
     "save",
     "set_bn_eps",
     "show",

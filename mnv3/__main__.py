@@ -1,5 +1,5 @@
 """`python -m mnv3`."""
 
-from .cli import main
+from .cli.main import main
 
 raise SystemExit(main())

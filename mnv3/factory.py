@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import timm
 from torch import nn
 
-from . import files, hub, trained
 from .arch import VARIANTS
 from .catalog import CATALOG, TIMM_NAMES, arch_named, split_name
-from .checkpoint import FamilyWeights
 from .errors import WeightsError, choices
-from .folder import parse, read_config, read_config_file, weights_in
+from .files import fetch, saving, trained
+from .files.checkpoint import FamilyWeights
+from .files.folder import parse, read_config, read_config_file, weights_in
 
 PREFIXES = {"hf-hub": "hf-hub", "hf_hub": "hf-hub", "local-dir": "local-dir"}  # as timm takes them before a colon
 
@@ -58,7 +58,7 @@ def _from_source(name: str, **kwargs: Any) -> nn.Module:
     else:
         repo, _, revision = place.partition("@")
         options = {"revision": revision or None, "cache_dir": kwargs.get("cache_dir")}
-        file = hub.fetch_hub(repo, files.CONFIG_FILE, **options)
+        file = fetch.fetch_hub(repo, saving.CONFIG_FILE, **options)
         config = read_config_file(file)
         if re.fullmatch("[0-9a-f]{40}", file.parent.name):  # the weights of the same commit
             place = f"{repo}@{file.parent.name}"

@@ -20,14 +20,14 @@ from timm.models import (
 from timm.models._builder import PretrainedCfg, pretrained_cfg_for_features, resolve_pretrained_cfg
 from torch import Tensor, nn
 
-from . import files, folder, hub, trained
 from .arch import VARIANTS, Arch, as_arch, dilate
 from .catalog import CATALOG, Checkpoint, checkpoints, find
-from .convert import LAYOUTS, convert_state_dict
 from .errors import WeightsError
+from .files import fetch, folder, saving, trained
+from .files.conversion import LAYOUTS, convert_state_dict
+from .files.schema import SOURCES
 from .layers import BN_EPS, set_bn_eps
 from .model import MobileNetV3
-from .schema import SOURCES
 
 __all__: list[str] = []  # register_model adds the names
 
@@ -190,9 +190,9 @@ def _with_weights(
         in_chans: The channels that the weights are said to have.
     """
     if cfg.state_dict:  # given with pretrained_cfg_overlay, it comes before any file, as in timm
-        path, found = cfg.file or "the state dict", files.family_of(cfg.state_dict)
+        path, found = cfg.file or "the state dict", saving.family_of(cfg.state_dict)
     else:
-        path = hub.locate(cfg, cache_dir=cache_dir)
+        path = fetch.locate(cfg, cache_dir=cache_dir)
         found, training = trained.read(path)
         found = found._replace(state_dict=trained.at_usual_eps(found, name, training.bn_eps))
     classes = found.num_classes - (cfg.label_offset or 0)
@@ -203,7 +203,7 @@ def _with_weights(
             "as it is, or another number for a new classifier"
         )
     if in_chans not in (None, found.in_chans):
-        raise WeightsError(f"{path} is for pictures of {found.in_chans} channels, {files.CONFIG_FILE} says {in_chans}")
+        raise WeightsError(f"{path} is for pictures of {found.in_chans} channels, {saving.CONFIG_FILE} says {in_chans}")
     return dataclasses.replace(
         cfg,
         source=None,

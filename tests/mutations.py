@@ -87,18 +87,19 @@ def mutate(file: Path, out: Path, rng: random.Random) -> None:
 
 def main(path: str, count: str, seed: str) -> None:
     """Mutate and read."""
-    from mnv3 import WeightsError, foreign
+    from mnv3 import WeightsError
+    from mnv3.convert import reading
 
     file = Path(path)
     out = file.with_name(f"damaged{file.suffix}")
-    foreign.read(file)
+    reading.read(file)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     found = {"read": 0, "refused": 0, "longest": 0.0, "wrong": []}
     for number in range(int(count)):
         mutate(file, out, random.Random(f"{file.name} {seed} {number}"))
         start = time.monotonic()
         try:
-            found["read"] += foreign.read(out) is not None
+            found["read"] += reading.read(out) is not None
         except WeightsError as error:
             found["refused"] += 1
             if "\n" in str(error):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mnv3 import atomic
+from mnv3.files import atomic
 
 pytestmark = pytest.mark.skipif(atomic.fcntl is None, reason="needs locks of files")
 NAMES = ("config.json", "model.safetensors")

@@ -7,8 +7,9 @@ import torch
 from conftest import needs
 
 import mnv3
-from mnv3 import bench, cli
 from mnv3.arch import VARIANTS, count_macs
+from mnv3.cli import main
+from mnv3.deploy import bench
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def test_command(tmp_path, capsys):
     files = {name: tmp_path / f"bench.{name}" for name in ("json", "markdown", "png")}
     options = [arg for name, file in files.items() for arg in (f"--{name}", str(file))]
     assert (
-        cli.main(["bench", "mnv3_small_cifar", "--runtimes", "fused", "--size", "32", "--seconds", "1", *options]) == 0
+        main.main(["bench", "mnv3_small_cifar", "--runtimes", "fused", "--size", "32", "--seconds", "1", *options]) == 0
     )
     assert capsys.readouterr().out == files["markdown"].read_text()
     assert json.loads(files["json"].read_text())["machine"] in files["markdown"].read_text()
@@ -86,7 +87,7 @@ def test_command(tmp_path, capsys):
     ],
 )
 def test_refused(args, message, capsys):
-    assert cli.main(["bench", *args]) == 1
+    assert main.main(["bench", *args]) == 1
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1

@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from mnv3 import class_folders, data, images, picture_formats
-from mnv3.data import DataError
-from mnv3.recipe import Recipe
+from mnv3.pictures import class_folders, data, formats, images
+from mnv3.pictures.data import DataError
+from mnv3.train.recipe import Recipe
 
 COLOURS = ("blue", "green", "red")
 
@@ -216,7 +216,7 @@ def test_formats_that_want_a_package(tmp_path, caplog, monkeypatch):
         Image.OPEN.pop(kind, None)
     monkeypatch.setitem(sys.modules, "pillow_heif", None)  # so that it cannot be imported
     monkeypatch.setitem(sys.modules, "pillow_avif", None)
-    picture_formats._register.cache_clear()
+    formats._register.cache_clear()
     write(tmp_path / "train")
     red = tmp_path / "train" / "red"
     for i, ending in enumerate(("heic", "HEIC", "avif")):
@@ -237,7 +237,7 @@ def test_formats_that_want_a_package(tmp_path, caplog, monkeypatch):
         Image.register_extension("HEIF", ".heic")
 
     monkeypatch.setitem(sys.modules, "pillow_heif", SimpleNamespace(register_heif_opener=register))
-    picture_formats._register.cache_clear()
+    formats._register.cache_clear()
     assert len(data.load(str(tmp_path), "train")) == 6, "two of them in HEIC"
 
 

@@ -16,7 +16,8 @@ from ports import DLi14
 from safetensors.torch import save_file
 
 import mnv3
-from mnv3 import arch, catalog, cli
+from mnv3 import arch, catalog
+from mnv3.cli import main
 from mnv3.timm_models import VARIANTS
 
 
@@ -133,7 +134,7 @@ def test_any_failure_is_one_line(fails, monkeypatch, error, line):
     monkeypatch.setattr(catalog, "split_name", broken)
     assert fails("info", "mnv3_small") == f"{line}\n"
     with pytest.raises(type(error)):
-        cli.main(["info", "mnv3_small", "--debug"])
+        main.main(["info", "mnv3_small", "--debug"])
 
 
 def test_interrupted(run, monkeypatch):
@@ -268,7 +269,7 @@ def interrupted(path):
     time.sleep(0.5)
     return load(path)
 images.load = interrupted
-sys.exit(cli.main(sys.argv[1:]))
+sys.exit(main.main(sys.argv[1:]))
 """
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", code, "predict", str(pictures / "a.png"), "--checkpoint", str(net)]
@@ -315,7 +316,7 @@ def test_warnings_of_libraries_are_not_shown(run, pictures, net, tmp_path):
 
 
 def test_no_weights_are_fetched_for_no_pictures(fails, monkeypatch, tmp_path):
-    monkeypatch.setattr(mnv3.hub, "fetch", lambda *args, **kwargs: pytest.fail("downloaded"))
+    monkeypatch.setattr(mnv3.files.fetch, "fetch", lambda *args, **kwargs: pytest.fail("downloaded"))
     assert "no pictures in" in fails("predict", tmp_path, "--model", "mnv3_small")
 
 
@@ -344,7 +345,9 @@ def test_convert(run, tmp_path, kind, suffix):
     save_file(theirs.state_dict(), source) if suffix == ".safetensors" else torch.save(theirs.state_dict(), source)
     status, printed, _ = run("convert", source, out, "--arch", name, *options)
     assert status == 0
-    assert printed.startswith(f"wrote {out}: {name}, 6 classes, sha256 {mnv3.files.digest(out / 'model.safetensors')}")
+    assert printed.startswith(
+        f"wrote {out}: {name}, 6 classes, sha256 {mnv3.files.checkpoint.digest(out / 'model.safetensors')}"
+    )
     assert sorted(p.name for p in out.iterdir()) == ["config.json", "golden.safetensors", "model.safetensors"]
     x = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
@@ -433,7 +436,7 @@ def test_convert_eps_and_order(run, fails, tmp_path):
 @pytest.mark.parametrize("eps", ["nan", "-5", "0", "inf", "1", "small"])
 def test_convert_takes_an_eps_that_is_one(eps, capsys, tmp_path):
     with pytest.raises(SystemExit) as info:
-        cli.main(["convert", str(tmp_path / "in.pth"), str(tmp_path / "out"), f"--bn-eps={eps}"])
+        main.main(["convert", str(tmp_path / "in.pth"), str(tmp_path / "out"), f"--bn-eps={eps}"])
     assert info.value.code == 2
     message = f"argument --bn-eps: '{eps}': expected a number between 0 and 1, such as 1e-5"
     assert capsys.readouterr().err.splitlines()[-1].endswith(message)

@@ -9,7 +9,7 @@ from conftest import randomize
 from safetensors.torch import load_file
 
 import mnv3
-from mnv3.cli import main
+from mnv3.cli.main import main
 
 SLIM = Path(__file__).parent / "data" / "slim" / "model.index"
 

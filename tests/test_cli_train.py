@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mnv3 import cli, recipe
-from mnv3.ablate import VARIANTS, ablate, difference
+from mnv3.cli import main
+from mnv3.train import recipe
+from mnv3.train.ablate import VARIANTS, ablate, difference
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def file(tmp_path, data):
 @pytest.fixture
 def run(capsys):
     def run(*args):
-        status = cli.main([str(arg) for arg in args])
+        status = main.main([str(arg) for arg in args])
         captured = capsys.readouterr()
         return status, captured.out, captured.err
 
@@ -103,7 +104,7 @@ def test_faults_are_one_line(run, file, data, tmp_path, monkeypatch, args, messa
 def test_interrupted_is_status_130(run, file, tmp_path, monkeypatch):
     import signal
 
-    from mnv3.finetune import Training
+    from mnv3.train.finetune import Training
 
     monkeypatch.setattr(Training, "_status", lambda self: signal.raise_signal(signal.SIGINT) or {})
     status, _, err = run("finetune", file, "--out", tmp_path / "run")

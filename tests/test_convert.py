@@ -10,7 +10,7 @@ from conftest import randomize
 from ports import DLi14
 
 from mnv3 import WeightsError, arch, convert_state_dict
-from mnv3.convert import num_classes_of
+from mnv3.files.conversion import num_classes_of
 from mnv3.model import MobileNetV3
 
 
@@ -254,7 +254,7 @@ def test_file_decides_the_number_of_classes_only_when_asked(tmp_path):
 
 def test_a_state_dict_of_ones_own_comes_before_any_file(monkeypatch, timm_small):
     """timm's pretrained_cfg_overlay=dict(state_dict=...): never the published weights in its place."""
-    monkeypatch.setattr("mnv3.hub.locate", lambda *args, **kwargs: pytest.fail("it went for a file"))
+    monkeypatch.setattr("mnv3.files.fetch.locate", lambda *args, **kwargs: pytest.fail("it went for a file"))
     expected = convert_state_dict(timm_small, MobileNetV3("small"))
     overlay = {"state_dict": timm_small}
     model = timm.create_model("mnv3_small", pretrained=True, pretrained_cfg_overlay=overlay)

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import Dataset
 
-from mnv3 import data
-from mnv3.data import Augment, DataError, Pictures, TrainFiles
-from mnv3.recipe import Recipe
+from mnv3.pictures import data
+from mnv3.pictures.data import Augment, DataError, Pictures, TrainFiles
+from mnv3.train.recipe import Recipe
 
 NONE, ONE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 

@@ -10,9 +10,10 @@ import pytest
 from conftest import ROOT
 from PIL import Image, ImageChops, ImageStat
 
-from mnv3 import Arch, cli
+from mnv3 import Arch
 from mnv3.arch import VARIANTS
 from mnv3.catalog import checkpoints, find
+from mnv3.cli import main
 
 README, CHINESE = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md"))
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -29,12 +30,12 @@ def commands(*texts: str) -> list[str]:
 
 
 def test_table_of_models_is_the_commands(capsys):
-    cli.main(["list", "--markdown"])
+    main.main(["list", "--markdown"])
     table = capsys.readouterr().out
     assert f"`mnv3 list --markdown`; tests/test_docs.py compares -->\n{table}\n" in README, (
         "paste the output of `mnv3 list --markdown` into README.md"
     )
-    cli.main(["list"])
+    main.main(["list"])
     plain = [line.split() for line in capsys.readouterr().out.splitlines()]
     cells = [[cell.strip() for cell in row.strip("|").split("|")][:-1] for row in table.splitlines()]
     assert [cells[0], *cells[2:]] == plain, "both forms have the same figures"
@@ -69,7 +70,7 @@ def test_python_blocks(monkeypatch, tmp_path):
 @pytest.mark.parametrize("line", commands(README, CHINESE))
 def test_commands_are_understood(line):
     words = line.split()[2:]
-    assert cli._parser().parse_args(words).command == words[0]
+    assert main._parser().parse_args(words).command == words[0]
 
 
 @pytest.mark.parametrize("text", [README, CHINESE], ids=["README.md", "README.zh-CN.md"])
@@ -96,7 +97,7 @@ def test_figures_are_those_of_the_makefile():
     """Every picture of the documents has a command, which is understood; they are small."""
     lines = re.findall(r"^\t\$\(MNV3\) (.*)-o \$\(FIGURES\)/(\S+)$", MAKEFILE, re.MULTILINE)
     for words, file in lines:
-        args = cli._parser().parse_args(["show", *words.replace("'", "").split(), "-o", file])
+        args = main._parser().parse_args(["show", *words.replace("'", "").split(), "-o", file])
         assert args.command == "show"
     figures = sorted((ROOT / "docs" / "figures").iterdir())
     assert sorted(file for _, file in lines) == [path.name for path in figures]

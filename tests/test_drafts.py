@@ -7,7 +7,7 @@ import pytest
 from conftest import needs, randomize
 
 import mnv3
-from mnv3 import cli
+from mnv3.cli import main
 from mnv3.deploy import FORMATS, drafts, export, quantize
 from mnv3.errors import ExportError
 
@@ -58,7 +58,7 @@ def test_8_bits(net, noisy, tmp_path, limit):
 def test_the_command_says_it_in_one_line(net, tmp_path, limit, capsys):
     folder, file = mnv3.save(net, tmp_path / "net"), tmp_path / "out" / "net.pt2"
     limit(1_000_000)
-    assert cli.main(["export", str(folder), "--to", "pt2", "-o", str(file)]) == 1
+    assert main.main(["export", str(folder), "--to", "pt2", "-o", str(file)]) == 1
     error = capsys.readouterr().err
     assert re.match(rf"mnv3: {re.escape(str(file))}: {line(file)}", error)
     assert error.count("\n") == 1

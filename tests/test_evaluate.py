@@ -16,8 +16,8 @@ from torch import nn
 from torchvision.transforms.functional import pil_to_tensor
 
 import mnv3
-from mnv3.data import DataError, Pictures
-from mnv3.evaluate import Metrics, _inputs, evaluate, probabilities
+from mnv3.pictures.data import DataError, Pictures
+from mnv3.pictures.evaluate import Metrics, _inputs, evaluate, probabilities
 
 
 class Fake(nn.Module):

@@ -24,12 +24,13 @@ from PIL import Image
 from torch import nn
 
 import mnv3
-from mnv3 import cli, files as weight_files
 from mnv3.arch import VARIANTS
-from mnv3.data import Pictures
+from mnv3.cli import main
 from mnv3.deploy import FORMATS, export, load, runtime
 from mnv3.errors import ExportError, WeightsError
-from mnv3.evaluate import evaluate
+from mnv3.files import saving as weight_files
+from mnv3.pictures.data import Pictures
+from mnv3.pictures.evaluate import evaluate
 
 NAMES = [f"kind {i}" for i in range(10)]
 RUN = [name for name in FORMATS if name != "coreml"]
@@ -515,7 +516,7 @@ def run(capfd, monkeypatch, tmp_path):
     def run(*args):
         capfd.readouterr()
         try:
-            status = cli.main([str(arg) for arg in args])
+            status = main.main([str(arg) for arg in args])
         except SystemExit as error:
             status = error.code
         return status, *capfd.readouterr()

@@ -9,7 +9,7 @@ from test_parity import TIMM, double, same_outputs, torchvision_table
 
 import mnv3
 from mnv3 import convert_state_dict
-from mnv3.foreign.to_others import export_state_dict, target, write
+from mnv3.convert.writing import export_state_dict, target, write
 from mnv3.model import MobileNetV3
 
 SIZES = [(64, 64), (97, 131)]

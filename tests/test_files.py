@@ -19,11 +19,11 @@ from conftest import randomize
 from safetensors.torch import load_file, save_file
 
 import mnv3
-from mnv3 import files
 from mnv3.catalog import WEIGHTS_FILE
 from mnv3.errors import WeightsError
-from mnv3.files import CONFIG_FILE, GOLDEN_FILE, read_checkpoint
-from mnv3.folder import read_config, weights_in
+from mnv3.files import saving
+from mnv3.files.folder import read_config, weights_in
+from mnv3.files.saving import CONFIG_FILE, GOLDEN_FILE, read_checkpoint
 
 TENSORS = {
     "a": torch.arange(6.0).reshape(2, 3),
@@ -165,7 +165,7 @@ def test_what_is_no_weights_is_named(tmp_path, name, suffix):
     data, message = NOT_WEIGHTS[name]
     file = tmp_path / f"x{suffix}"
     file.write_bytes(data)
-    assert files.damage(file) is not None  # so that a download of it is not kept
+    assert saving.damage(file) is not None  # so that a download of it is not kept
     with pytest.raises(WeightsError, match=f"/x{suffix}: .*{message}"):
         read_checkpoint(file)
 
@@ -174,9 +174,9 @@ def test_what_is_no_weights_is_named(tmp_path, name, suffix):
 def test_a_cut_zip_is_damaged(tmp_path, cut):
     file = tmp_path / "x.pth"
     torch.save(TENSORS, file)
-    assert files.damage(file) is None
+    assert saving.damage(file) is None
     file.write_bytes(file.read_bytes()[: int(file.stat().st_size * cut)])
-    assert "not a whole file" in files.damage(file)
+    assert "not a whole file" in saving.damage(file)
     with pytest.raises(WeightsError, match="not a whole file of weights, .* bytes; it starts as a zip"):
         read_checkpoint(file)
 
@@ -186,15 +186,15 @@ def test_missing_files(tmp_path):
         read_checkpoint(tmp_path / "nothing.pth")
     with pytest.raises(WeightsError, match=f"no file of weights at {tmp_path}"):
         read_checkpoint(tmp_path)
-    assert "No such file" in files.damage(tmp_path / "nothing.pth")
+    assert "No such file" in saving.damage(tmp_path / "nothing.pth")
 
 
 def test_digest(good):
     expected = hashlib.sha256(good.read_bytes()).hexdigest()
-    assert files.digest(good) == expected
-    assert files.damage(good, expected) is None
-    assert files.damage(good, expected[:8]) is None
-    problem = files.damage(good, "0" * 64)
+    assert saving.digest(good) == expected
+    assert saving.damage(good, expected) is None
+    assert saving.damage(good, expected[:8]) is None
+    problem = saving.damage(good, "0" * 64)
     assert problem == f"expected sha256 000000000000, found {expected[:12]} in {good.stat().st_size} bytes"
 
 
@@ -385,7 +385,7 @@ def test_weights_of_a_folder(tmp_path, caplog):
             timm.models._hub.load_state_dict_from_path(tmp_path)
             (tmp_path / "golden").rename(tmp_path / GOLDEN_FILE)
         assert theirs == [tmp_path / name]
-    notices = [record.getMessage() for record in caplog.records if record.name == "mnv3.folder"]
+    notices = [record.getMessage() for record in caplog.records if record.name == "mnv3.files.folder"]
     assert notices == [f"{tmp_path} has a.pth, b.pth: a.pth is taken, as timm does"]
 
 
@@ -586,7 +586,9 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path, monkeypatch, error, wher
         seen.append((tmp_path / "net").exists())
         raise error
 
-    monkeypatch.setattr(*{"golden": (files, "golden"), "config": (timm.models._hub, "save_config_for_hf")}[where], fail)
+    monkeypatch.setattr(
+        *{"golden": (saving, "golden"), "config": (timm.models._hub, "save_config_for_hf")}[where], fail
+    )
     with pytest.raises(type(error)):
         mnv3.save(model, tmp_path / "net")
     assert seen == [False]
@@ -598,7 +600,7 @@ def test_a_failure_leaves_the_old_folder(tmp_path, monkeypatch):
     folder = mnv3.save(old, tmp_path / "net")
     with pytest.raises(TypeError, match="set is not JSON serializable"):
         mnv3.save(tiny(num_classes=9), folder, exist_ok=True, note={1, 2})
-    monkeypatch.setattr(files, "golden", lambda model: 1 / 0)
+    monkeypatch.setattr(saving, "golden", lambda model: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         mnv3.save(tiny(num_classes=9), folder, exist_ok=True)
     assert torch.equal(logits(load(folder)), logits(old))

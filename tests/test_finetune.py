@@ -22,10 +22,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 import mnv3
-from mnv3 import ingredients, optimizers, recipe
 from mnv3.errors import TrainingStopped
-from mnv3.finetune import Training, finetune
-from mnv3.recipe import Recipe
+from mnv3.train import ingredients, optimizers, recipe
+from mnv3.train.finetune import Training, finetune
+from mnv3.train.recipe import Recipe
 
 COLOURS = {"blue": (40, 60, 200), "green": (50, 180, 60), "red": (200, 40, 40)}
 

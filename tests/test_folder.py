@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 
 import mnv3
 from mnv3.errors import WeightsError
-from mnv3.files import CONFIG_FILE
-from mnv3.folder import read_config
+from mnv3.files.folder import read_config
+from mnv3.files.saving import CONFIG_FILE
 
 TINY = mnv3.Arch(stem=8, rows=(mnv3.Bneck(3, 16, 8, True, "RE", 2),), last=16, head=24)
 ROW = [3, 16, 8, True, "RE", 2]

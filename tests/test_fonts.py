@@ -4,15 +4,14 @@ import warnings
 
 import pytest
 
-from mnv3 import visualize
-from mnv3.show import fonts, style
+from mnv3.figures import charts, fonts, style
 
 
 @pytest.fixture
 def says(monkeypatch, caplog):
     """What is logged, with nothing said before."""
     monkeypatch.setattr(fonts, "_said", set())
-    return lambda: [record.getMessage() for record in caplog.records if record.name == "mnv3.show.fonts"]
+    return lambda: [record.getMessage() for record in caplog.records if record.name == "mnv3.figures.fonts"]
 
 
 def draw(name):
@@ -29,8 +28,8 @@ def test_a_font_that_is_not_there_is_asked_for_once(monkeypatch, says, tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as the command line does
         for _ in range(2):
-            visualize.confusion([[3, 1], [0, 4]], ["猫", "cat"], tmp_path / "x.png")
-        visualize.confusion([[3, 1], [0, 4]], ["猫", "ไทย\x1b"], tmp_path / "x.png")
+            charts.confusion([[3, 1], [0, 4]], ["猫", "cat"], tmp_path / "x.png")
+        charts.confusion([[3, 1], [0, 4]], ["猫", "ไทย\x1b"], tmp_path / "x.png")
     said = [message.partition(", which")[0] for message in says()]
     assert said == ["no installed font has 猫", "no installed font has ท ย ไ"]
     assert all("Noto Sans" in message and "\n" not in message for message in says())

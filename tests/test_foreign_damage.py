@@ -13,7 +13,8 @@ import test_from_slim as slim_files
 import test_from_tflite as tflite_files
 from conftest import ROOT, randomize
 
-from mnv3 import WeightsError, foreign
+from mnv3 import WeightsError
+from mnv3.convert import reading
 from mnv3.model import MobileNetV3
 
 KINDS = ["x.keras", "whole.h5", "keras2.h5", "x.weights.h5", "x.index", "x.tflite"]
@@ -68,5 +69,5 @@ def test_zip_archives_with_broken_names(tmp_path, raw, flags):
     file = tmp_path / "x.keras"
     file.write_bytes(with_name(raw, flags))
     with pytest.raises(WeightsError, match=r"x.keras: (cannot be read: |by its name a Keras archive)") as info:
-        foreign.kind_of(file)
+        reading.kind_of(file)
     assert "\n" not in str(info.value)

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import mnv3
-from mnv3 import WeightsError, foreign
-from mnv3.foreign import keras as from_keras
+from mnv3 import WeightsError
+from mnv3.convert import keras as from_keras, reading
 
 os.environ.update(KERAS_BACKEND="torch", KERAS_HOME=os.environ["HF_HOME"])
 h5py = pytest.importorskip("h5py", reason="needs pip install 'mnv3[convert]'")
@@ -111,7 +111,7 @@ SAVE = {
 
 
 def ours(file, dtype=torch.float64):
-    found = foreign.read(file)
+    found = reading.read(file)
     model = mnv3.create_model(found.arch, **found.options).to(dtype).eval()
     model.load_state_dict(found.state_dict, strict=True)
     return found, model
@@ -219,7 +219,7 @@ def test_the_saved_folder_predicts_as_keras_does(tmp_path):
 
     theirs = build(classes=10)
     theirs.save(tmp_path / "x.keras")
-    found = foreign.read(tmp_path / "x.keras")
+    found = reading.read(tmp_path / "x.keras")
     model = mnv3.create_model(found.arch, **found.options, pretrained_cfg_overlay=found.config)
     model.load_state_dict(found.state_dict)
     again = mnv3.load_checkpoint(mnv3.save(model.eval(), tmp_path / "folder")).eval()
@@ -368,7 +368,7 @@ def test_links_and_storage_elsewhere(good, tmp_path):
         for i in range(hdf5_limit + 1):
             root[f"layers/conv2d/{i}"] = root["layers/conv2d_1/vars"]
 
-    from mnv3.foreign import hdf5
+    from mnv3.convert import hdf5
 
     hdf5_limit = hdf5.MAX_ENTRIES
     for tamper, message in (
@@ -618,8 +618,8 @@ def test_a_whole_model_of_keras_2(good, tmp_path):
         layers = in_keras_2(config["config"]["layers"])
         ends = {"input_layers": [[layers[0]["name"], 0, 0]], "output_layers": [[layers[-1]["name"], 0, 0]]}
         root.attrs["model_config"] = json.dumps({"class_name": "Functional", "config": {"layers": layers} | ends})
-    expected = foreign.read(good / "whole.h5")
-    found = foreign.read(file)
+    expected = reading.read(good / "whole.h5")
+    found = reading.read(file)
     assert found[:2] == expected[:2]
     assert found.config == expected.config
     with h5py.File(file, "r+") as root:

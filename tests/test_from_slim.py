@@ -9,8 +9,8 @@ import torch
 from conftest import randomize
 
 import mnv3
-from mnv3 import WeightsError, arch, convert_state_dict, foreign
-from mnv3.foreign import slim as from_slim, tensorbundle
+from mnv3 import WeightsError, arch, convert_state_dict
+from mnv3.convert import reading, slim as from_slim, tensorbundle
 from mnv3.model import MobileNetV3
 
 crc32c = pytest.importorskip("google_crc32c", reason="needs pip install 'mnv3[convert]'")
@@ -23,7 +23,7 @@ def test_what_tensorflow_wrote():
 
     data/slim/make.py did it. The picture has odd sides.
     """
-    found = foreign.read(TENSORFLOWS)
+    found = reading.read(TENSORFLOWS)
     assert found.note == "TF-Slim's weights of another width, 5 classes"
     assert found.options["arch"]["stem"] == 8
     model = mnv3.create_model(found.arch, **found.options).eval()

@@ -11,10 +11,12 @@ from PIL import Image
 from tflite_files import Tensorflow, Writer, pack, run, schema, unpack
 
 import mnv3
-from mnv3 import cli, foreign, images
 from mnv3.arch import Arch, Bneck
+from mnv3.cli import main
+from mnv3.convert import reading
+from mnv3.convert.tflite.network import find
 from mnv3.errors import WeightsError
-from mnv3.foreign.tflite import find
+from mnv3.pictures import images
 
 SIZE = 64
 TINY = Arch(
@@ -86,7 +88,7 @@ def equal(model, content, x, tolerance=1e-4):
 def test_every_way_of_writing(tmp_path, options, pad_type):
     model = tiny(pad_type)
     content = Tensorflow(model, SIZE, **options).bytes()
-    found = foreign.read(write(tmp_path / "in.tflite", content))
+    found = reading.read(write(tmp_path / "in.tflite", content))
     copy = built(found)
     assert (copy.arch, copy.pad_type, copy.num_classes) == (TINY, pad_type, 7)
     equal(copy, content, pictures())
@@ -98,7 +100,7 @@ def test_every_way_of_writing(tmp_path, options, pad_type):
 def test_odd_sizes(tmp_path, size):
     model = tiny()
     content = Tensorflow(model, size).bytes()
-    found = foreign.read(write(tmp_path / "in.tflite", content))
+    found = reading.read(write(tmp_path / "in.tflite", content))
     equal(built(found), content, pictures(size))
     assert found.config["input_size"] == (3, size, size)
     equal(built(found), Tensorflow(model, SIZE).bytes(), pictures())  # and at another than the file's
@@ -119,7 +121,7 @@ def test_arch_is_recognised(tmp_path, name, kwargs, options):
     model = randomize(mnv3.create_model(name, **kwargs))
     size = 32 if "cifar" in name else SIZE
     pad = "apart" if not model.pad_type else "name"
-    found = foreign.read(write(tmp_path / "in.tflite", Tensorflow(model, size, pad=pad).bytes()))
+    found = reading.read(write(tmp_path / "in.tflite", Tensorflow(model, size, pad=pad).bytes()))
     assert found.arch == name
     assert found.options == {"num_classes": model.num_classes, "in_chans": 3} | options
     assert built(found).arch == model.arch
@@ -128,14 +130,14 @@ def test_arch_is_recognised(tmp_path, name, kwargs, options):
 
 def test_other_channels(tmp_path):
     content = Tensorflow(tiny(in_chans=1), SIZE).bytes()
-    found = foreign.read(write(tmp_path / "in.tflite", content))
+    found = reading.read(write(tmp_path / "in.tflite", content))
     assert found.options["in_chans"] == 1
     equal(built(found), content, pictures(channels=1))
 
 
 def test_batch_norm_is_exact(tmp_path):
     """Mean 0, variance 1 - eps, weight 1: no output moves."""
-    found = foreign.read(write(tmp_path / "in.tflite", Tensorflow(tiny(), SIZE).bytes()))
+    found = reading.read(write(tmp_path / "in.tflite", Tensorflow(tiny(), SIZE).bytes()))
     norm = built(found).stem.norm
     scale = norm.weight / (norm.running_var + norm.eps).sqrt()
     assert (scale - 1).abs().max() < 1e-6
@@ -145,10 +147,10 @@ def test_batch_norm_is_exact(tmp_path):
 def test_preprocessing(tmp_path):
     """TensorFlow's, unless the graph says it (B2, B3: accounted for once)."""
     model = tiny()
-    found = foreign.read(write(tmp_path / "plain.tflite", Tensorflow(model, SIZE).bytes()))
+    found = reading.read(write(tmp_path / "plain.tflite", Tensorflow(model, SIZE).bytes()))
     assert (found.config["mean"], found.config["std"]) == ((0.5,) * 3, (0.5,) * 3)
     content = Tensorflow(model, SIZE).bytes(rescale=True, softmax=True)
-    found = foreign.read(write(tmp_path / "rescaling.tflite", content))
+    found = reading.read(write(tmp_path / "rescaling.tflite", content))
     np.testing.assert_allclose((*found.config["mean"], *found.config["std"]), 0.5, rtol=1e-6)
     raw = (pictures() / 2 + 0.5) * 255
     expected = run(content, as_litert(raw))
@@ -171,7 +173,7 @@ TIMM = {
 def test_googles_files_are_timms_weights(shared, file):
     """timm's were made from the same files, by way of float checkpoints: bit by bit the same after folding."""
     name, timms = TIMM[file]
-    found = foreign.read(shared / "weights" / "tflite" / file)
+    found = reading.read(shared / "weights" / "tflite" / file)
     assert (found.arch, found.options) == (name, {"num_classes": 1001, "in_chans": 3})
     assert found.note == "TFLite, uint8 per tensor, 1001 classes, without its softmax"
     np.testing.assert_allclose((*found.config["mean"], *found.config["std"]), 0.5, atol=2e-3)
@@ -220,12 +222,12 @@ def dequantised(content):
 def test_tensorflows_own_float_graph(shared, tmp_path, file):
     """Google's graph with its weights dequantised, in LiteRT: the import's logits."""
     content = dequantised((shared / "weights" / "tflite" / file).read_bytes())
-    found = foreign.read(write(tmp_path / "float.tflite", content))
+    found = reading.read(write(tmp_path / "float.tflite", content))
     assert found.note == "TFLite, float32, 1001 classes, without its softmax"
     x = pictures(224, 2)
     expected = run(content, as_litert(x))
     np.testing.assert_allclose(torch.tensor(logits(built(found), x)).softmax(1), expected, rtol=1e-3, atol=1e-5)
-    same = foreign.read(shared / "weights" / "tflite" / file).state_dict
+    same = reading.read(shared / "weights" / "tflite" / file).state_dict
     assert all(torch.allclose(found.state_dict[key], value, rtol=1e-6, atol=0) for key, value in same.items())
 
 
@@ -244,7 +246,7 @@ def test_own_exports(tmp_path, options, pad_type):
     for beside in (True, False):
         if not beside:
             (tmp_path / "model.tflite.json").unlink()
-        found = foreign.read(tmp_path / "model.tflite")
+        found = reading.read(tmp_path / "model.tflite")
         copy = built(found)
         assert (copy.arch, copy.pad_type) == (TINY, pad_type)
         x = pictures()
@@ -271,7 +273,7 @@ def test_channels_first(tmp_path):
     model, x = tiny(), pictures()
     with mnv3.deploy.runtime.quiet():
         litert_torch.convert(model, (x[:1],)).export(str(tmp_path / "in.tflite"))
-    found = foreign.read(tmp_path / "in.tflite")
+    found = reading.read(tmp_path / "in.tflite")
     np.testing.assert_allclose(logits(built(found), x), run(tmp_path / "in.tflite", x.numpy()), rtol=0, atol=1e-5)
     assert found.config["input_size"] == (3, SIZE, SIZE)
 
@@ -314,7 +316,7 @@ def test_int8_per_channel(tmp_path, which):
                 tool.add_static_config(".*", kind, activation_num_bits=8, weight_num_bits=8)
         pairs = {"serving_default": [{"args_0": one[None]} for one in as_litert(x)]}
         tool.quantize(None if which == "weights" else tool.calibrate(pairs)).export_model(str(file), overwrite=True)
-    found = foreign.read(file)
+    found = reading.read(file)
     assert "int8 per channel" in found.note
     difference = np.abs(logits(built(found), x) - logits(model, x)).max() / np.abs(logits(model, x)).max()
     assert difference < 0.02
@@ -323,7 +325,7 @@ def test_int8_per_channel(tmp_path, which):
     for i in range(16):
         pixels = np.random.default_rng(i).integers(0, 256, (80, 80, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{i}.png")
-    from mnv3.foreign.tflite_calibrate import _inputs, calibrated
+    from mnv3.convert.tflite.calibrate import _inputs, calibrated
 
     corrected, before = calibrated(file, tmp_path), built(found)
     assert "biases corrected on 16 pictures" in corrected.note
@@ -341,7 +343,7 @@ def test_int8_per_channel(tmp_path, which):
 def refused(path, content):
     """The one line with which a file is refused."""
     with pytest.raises(WeightsError) as error:
-        foreign.read(write(path, content))
+        reading.read(write(path, content))
     message = str(error.value)
     assert message.startswith(str(path))
     assert "\n" not in message
@@ -544,8 +546,8 @@ def test_not_tflite(tmp_path):
     for name in ("model.tflite", "weights.h5", "model.keras"):
         assert "but it is not one" in refused(tmp_path / name, b"<html>")
         assert "but it is not one" in refused(tmp_path / name, b"")
-    assert foreign.read(write(tmp_path / "page.pth", b"<html>")) is None
-    assert foreign.read(tmp_path) is None
+    assert reading.read(write(tmp_path / "page.pth", b"<html>")) is None
+    assert reading.read(tmp_path) is None
     refused(tmp_path / "stub.tflite", b"\0\0\0\0TFL3")
 
 
@@ -563,7 +565,7 @@ def test_damage(tmp_path, content):
     outcomes = []
     for file in files:
         try:
-            outcomes.append(foreign.read(write(tmp_path / "in.bin", file)))
+            outcomes.append(reading.read(write(tmp_path / "in.bin", file)))
         except WeightsError as error:
             outcomes.append(str(error))
     messages = [outcome for outcome in outcomes if isinstance(outcome, str)]
@@ -577,7 +579,7 @@ def test_damage(tmp_path, content):
 @pytest.fixture
 def convert(capsys, tmp_path):
     def call(*args):
-        status = cli.main(["convert", *map(str, args)])
+        status = main.main(["convert", *map(str, args)])
         captured = capsys.readouterr()
         return status, captured.out, captured.err
 
@@ -639,7 +641,7 @@ def test_calibrate_refuses(convert, shared, tmp_path):
 
 def test_shift():
     """Means are met where they can be, and a correction that is noise is not made."""
-    from mnv3.foreign.tflite_calibrate import _shift
+    from mnv3.convert.tflite.calibrate import _shift
 
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(16, 5, 64, generator=generator)

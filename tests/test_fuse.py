@@ -11,8 +11,8 @@ from torch.nn.utils import parametrize, prune
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 import mnv3
-from mnv3.files import digest
-from mnv3.foreign import to_others
+from mnv3.convert import writing
+from mnv3.files.saving import digest
 
 
 def test_equal_outputs(arch_name):
@@ -114,9 +114,9 @@ def test_another_eps_reaches_frozen_norms():
 
 def test_frozen_weights_for_timm():
     model = randomize(mnv3.create_model("mnv3_small", num_classes=3))
-    expected = to_others.export_state_dict(model, "timm")
+    expected = writing.export_state_dict(model, "timm")
     freeze(model)
-    torch.testing.assert_close(to_others.export_state_dict(model, "timm"), expected, rtol=0, atol=0)
+    torch.testing.assert_close(writing.export_state_dict(model, "timm"), expected, rtol=0, atol=0)
 
 
 def prune_last(model):

@@ -25,8 +25,9 @@ from conftest import ROOT, randomize
 from hub_server import HubServer
 
 import mnv3
-from mnv3 import WeightsError, hub
+from mnv3 import WeightsError
 from mnv3.catalog import find
+from mnv3.files import fetch
 from mnv3.timm_models import mnv3_small_050
 
 TINY = mnv3.Arch(stem=8, rows=(mnv3.Bneck(3, 16, 8, True, "HS", 2),), last=16, head=16)
@@ -37,7 +38,7 @@ RECORD = find("mnv3_small_050")
 def real_sha(monkeypatch, sha256, **changes):
     """The catalog as if the server's file were the published one."""
     record = dataclasses.replace(RECORD, sha256=sha256, **changes)
-    monkeypatch.setattr(hub, "CATALOG", (record,))
+    monkeypatch.setattr(fetch, "CATALOG", (record,))
     return record
 
 
@@ -56,7 +57,7 @@ def server(tmp_path, theirs, monkeypatch):
     with HubServer(tmp_path / "served") as server:
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         server.file = folder / "model.safetensors"
-        server.sha256 = mnv3.files.digest(server.file)
+        server.sha256 = mnv3.files.checkpoint.digest(server.file)
         server.cache = tmp_path / "cache"
         real_sha(monkeypatch, server.sha256)
         yield server
@@ -257,7 +258,7 @@ def test_a_damaged_cache_is_mended(server, theirs):
     for damaged in (file.read_bytes()[:5000], b"<html>" + bytes(2000), b""):
         file.write_bytes(damaged)
         same_logits(load(), theirs)
-        assert mnv3.files.digest(file) == server.sha256
+        assert mnv3.files.checkpoint.digest(file) == server.sha256
 
 
 def test_a_damaged_cache_without_symbolic_links_is_mended(server, theirs, monkeypatch):
@@ -426,7 +427,7 @@ def test_other_requests_of_the_client_are_left_alone(server, monkeypatch):
     start = time.monotonic()
     with pytest.raises(Exception, match=r".") as info:
         _http.get_session().get(f"{server.url}/api/models/{REPO}", timeout=10)
-    assert not isinstance(info.value, mnv3.patience.NoAnswer)
+    assert not isinstance(info.value, mnv3.files.patience.NoAnswer)
     assert time.monotonic() - start > 0.9
 
 
@@ -484,13 +485,13 @@ def url(tmp_path, monkeypatch):
     source = randomize(torchvision.models.mobilenet_v3_small())
     (tmp_path / "web").mkdir()
     torch.save(source.state_dict(), tmp_path / "web" / "draft.pth")
-    sha256 = mnv3.files.digest(tmp_path / "web" / "draft.pth")
+    sha256 = mnv3.files.checkpoint.digest(tmp_path / "web" / "draft.pth")
     name = f"mobilenet_v3_small-{sha256[:8]}.pth"
     (tmp_path / "web" / "draft.pth").rename(tmp_path / "web" / name)
     with HubServer(tmp_path / "web") as server:
         server.name, server.sha256, server.source = name, sha256, source
         server.record = dataclasses.replace(find("mnv3_small", "tv_in1k"), url=f"{server.url}/{name}", sha256=sha256)
-        monkeypatch.setattr(hub, "CATALOG", (server.record,))
+        monkeypatch.setattr(fetch, "CATALOG", (server.record,))
         monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "torch"))
         server.cache = tmp_path / "torch" / "checkpoints"
         yield server
@@ -534,7 +535,7 @@ def test_a_url_without_a_hash(url, fault, found):
     """Nothing says what the file should be; that it is none of weights, or not whole, shows all the same."""
     url.inject(fault)
     with pytest.raises(WeightsError, match=f"arrived damaged twice .*removed: not a whole file of weights, .*{found}"):
-        hub.fetch_url(url.record.url)
+        fetch.fetch_url(url.record.url)
     assert list(url.cache.iterdir()) == []
     url.recover()
     overlay = {"url": url.record.url, "tag": "own"}
@@ -548,7 +549,7 @@ def test_a_url_that_does_not_answer(url, patience):
         address = f"http://127.0.0.1:{silent.getsockname()[1]}/x.pth"
         start = time.monotonic()
         with pytest.raises(WeightsError, match=f"cannot download {address} to .*timed out"):
-            hub.fetch_url(address)
+            fetch.fetch_url(address)
         assert time.monotonic() - start < 5
     assert list(url.cache.iterdir()) == []
 
@@ -556,9 +557,9 @@ def test_a_url_that_does_not_answer(url, patience):
 def test_url_that_cannot_be_reached(url):
     record = dataclasses.replace(url.record, url="http://127.0.0.1:1/x.pth")
     with pytest.raises(WeightsError, match="cannot download http://127.0.0.1:1/x.pth to .*Connection refused"):
-        hub.fetch(record)
+        fetch.fetch(record)
     with pytest.raises(WeightsError, match="cannot download .*404"):
-        hub.fetch(dataclasses.replace(url.record, url=f"{url.url}/none.pth"))
+        fetch.fetch(dataclasses.replace(url.record, url=f"{url.url}/none.pth"))
 
 
 # --- weights that ship with the package, and folders
@@ -568,13 +569,13 @@ def test_local_weights_come_first_if_the_hash_fits(server, theirs, tmp_path, mon
     folder = tmp_path / "weights" / "mnv3_small_050.lamb_in1k"
     folder.mkdir(parents=True)
     shutil.copy(server.file, folder)
-    monkeypatch.setattr(hub, "LOCAL_WEIGHTS", (tmp_path / "weights",))
+    monkeypatch.setattr(fetch, "LOCAL_WEIGHTS", (tmp_path / "weights",))
     same_logits(load(), theirs)
     assert server.requests == []
     (folder / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1")
     same_logits(load(), theirs)
     assert len(server.asked("GET")) == 1
-    (notice,) = [record.getMessage() for record in caplog.records if record.name == "mnv3.hub"]
+    (notice,) = [record.getMessage() for record in caplog.records if record.name == "mnv3.files.fetch"]
     damaged = f"{folder}/model.safetensors is damaged: expected sha256 {server.sha256[:12]}"
     assert notice.startswith(damaged)
     assert "run `git lfs pull`; it is fetched from the Hub" in notice
@@ -645,7 +646,7 @@ def test_endpoint_set_after_import(tmp_path):
             f"""
             import os, mnv3
             os.environ["HF_ENDPOINT"] = {server.url!r}
-            print(mnv3.hub.fetch_hub("o/net"))
+            print(mnv3.files.fetch.fetch_hub("o/net"))
             """,
             tmp_path,
         )
@@ -660,9 +661,9 @@ def test_offline_from_the_start(server, tmp_path):
     server.requests.clear()
     code = f"""
     import os, mnv3
-    print(mnv3.hub.fetch_hub({REPO!r}, revision={RECORD.revision!r}))
+    print(mnv3.files.fetch.fetch_hub({REPO!r}, revision={RECORD.revision!r}))
     del os.environ["HF_HUB_OFFLINE"]
-    mnv3.hub.fetch_hub("o/nothing")
+    mnv3.files.fetch.fetch_hub("o/nothing")
     """
     result = run(code, tmp_path, env={"HF_ENDPOINT": server.url, "HF_HUB_OFFLINE": "1"})
     assert result.stdout.endswith("/model.safetensors\n"), result.stderr
@@ -802,7 +803,7 @@ def test_read_only_cache(server, tmp_path):
 
     def fetch_as_nobody(revision):
         os.setuid(65534)
-        return str(hub.fetch_hub(REPO, revision=revision, cache_dir=server.cache))
+        return str(fetch.fetch_hub(REPO, revision=revision, cache_dir=server.cache))
 
     def as_nobody(revision):
         return answers(*in_processes(1, fetch_as_nobody, revision))[0]
@@ -810,7 +811,7 @@ def test_read_only_cache(server, tmp_path):
     server.cache.mkdir()
     assert as_nobody(RECORD.revision).startswith("WeightsError: cannot write model.safetensors of")
     for revision in (RECORD.revision, None):
-        hub.fetch_hub(REPO, revision=revision, cache_dir=server.cache)
+        fetch.fetch_hub(REPO, revision=revision, cache_dir=server.cache)
         assert as_nobody(revision).endswith("model.safetensors")
 
 

@@ -14,8 +14,8 @@ import torch
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError, features
 from torchvision.transforms.functional import pil_to_tensor
 
-from mnv3 import deep, images
-from mnv3.images import PictureError
+from mnv3.pictures import deep, images
+from mnv3.pictures.images import PictureError
 
 
 @pytest.fixture

@@ -336,9 +336,9 @@ def test_bad_values(kwargs, message):
 
 
 def test_bad_values_are_refused_before_any_download(monkeypatch):
-    from mnv3 import hub
+    from mnv3.files import fetch
 
-    monkeypatch.setattr(hub, "locate", lambda *args, **kwargs: pytest.fail("it went for the weights"))
+    monkeypatch.setattr(fetch, "locate", lambda *args, **kwargs: pytest.fail("it went for the weights"))
     with pytest.raises(ValueError, match="global_pool='gem'"):
         timm.create_model("mnv3_small", pretrained=True, global_pool="gem")
     with pytest.raises(TypeError, match="widht"):

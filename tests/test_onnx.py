@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 
 import mnv3
-from mnv3.deploy import export, load, quantize, verify
+from mnv3.deploy import export, load, parity, quantize
 from mnv3.layers import SqueezeExcite
 
 onnx = pytest.importorskip("onnx", reason="needs pip install 'mnv3[deploy]'")
@@ -123,7 +123,7 @@ def test_other_models_in_opencv(tmp_path, name, options):
 def test_8_bits_in_opencv(eight):
     """As near to float32 as in ONNX Runtime, which rounds elsewhere."""
     model, file, pictures = eight
-    x = verify.inputs(model, 32, pictures)
+    x = parity.inputs(model, 32, pictures)
     with torch.inference_mode():
         expected, ours = model(x), load(file)(x)
     found = in_opencv(file, x)

@@ -11,7 +11,7 @@ from torch import nn
 
 import mnv3
 from mnv3.deploy import FORMATS, Choice, Optimized, onednn, optimize, runtime, timing
-from mnv3.deploy.optimize import CANDIDATES
+from mnv3.deploy.fastest import CANDIDATES
 
 
 def seeded(name, **kwargs):

@@ -204,10 +204,10 @@ def test_wheel(tmp_path):
     extras = set(re.findall(r"^Provides-Extra: (\w+)", metadata, re.MULTILINE))
     runtimes = {"deploy", "executorch", "litert", "ncnn", "coreml"}
     assert extras == {"test", "finetune", "viz", "convert", "all"} | runtimes
-    code = "import mnv3.cli, sys; sys.exit(mnv3.cli.main(['list', '--json']))"
+    code = "import mnv3.cli.main, sys; sys.exit(mnv3.cli.main.main(['list', '--json']))"
     result = python(code, tmp_path, path=tmp_path / "site")
     assert len(result.stdout.splitlines()) > 15, result.stderr
-    code = "import mnv3.cli, sys; sys.exit(mnv3.cli.main(['recipes']))"
+    code = "import mnv3.cli.main, sys; sys.exit(mnv3.cli.main.main(['recipes']))"
     assert "cifar10_small" in python(code, tmp_path, path=tmp_path / "site").stdout
     code = "import timm, mnv3; print(timm.create_model('mnv3_small_cifar', pretrained=True).num_classes)"
     assert python(code, tmp_path, path=tmp_path / "site").stdout == "10\n"  # and no network

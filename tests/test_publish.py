@@ -20,9 +20,12 @@ from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load_file, save_file
 
 import mnv3
-from mnv3 import WeightsError, catalog, cli, hub, publish, verify
+from mnv3 import WeightsError, catalog
 from mnv3.catalog import find
+from mnv3.cli import main
 from mnv3.errors import PublishError
+from mnv3.files import fetch
+from mnv3.hub import publish, verify
 
 NAME = "mnv3_small_cifar.cifar10"
 REPO = f"org/{NAME}"
@@ -89,7 +92,7 @@ def test_push_pull_and_timms_door(server, folder, tmp_path, monkeypatch):
     assert {file.name for file in pulled.iterdir()} == NAMES
     assert not any(file.is_symlink() for file in pulled.iterdir())
     golden = load_file(pulled / "golden.safetensors")
-    monkeypatch.setattr(hub, "LOCAL_WEIGHTS", ())  # not those of the checkout
+    monkeypatch.setattr(fetch, "LOCAL_WEIGHTS", ())  # not those of the checkout
     download = partial(timm.models._hub.hf_hub_download, endpoint=server.url, cache_dir=tmp_path / "cache")
     monkeypatch.setattr(timm.models._hub, "hf_hub_download", download)  # by which timm reads config.json
     model = timm.create_model(f"hf-hub:{REPO}", pretrained=True).eval()
@@ -133,7 +136,7 @@ def test_another_repository_has_a_card_of_its_own(server, folder, monkeypatch):
     monkeypatch.setenv("MNV3_NAMESPACE", "me")
     assert publish.push(folder).repo == f"me/{NAME}"
     assert publish.push(folder, repo="me/mine").repo == "me/mine"
-    monkeypatch.setattr(hub, "LOCAL_WEIGHTS", ())
+    monkeypatch.setattr(fetch, "LOCAL_WEIGHTS", ())
     server.requests.clear()
     mnv3.create_model(NAME, pretrained=True)
     assert all(f"/me/{NAME}/" in path for path in server.asked("HEAD")), "loading follows it too"
@@ -386,7 +389,7 @@ def test_a_server_without_xet(server, folder, monkeypatch):
 def test_a_card_that_the_hub_refuses(server, folder, monkeypatch):
     record = dataclasses.replace(RECORD, license=["a", "list"])
     monkeypatch.setattr(publish, "check", lambda *args, **kwargs: verify.Check("", record, "", 0, 0.0))
-    (folder / "README.md").write_text(mnv3.cards.card(record, folder))
+    (folder / "README.md").write_text(mnv3.hub.cards.card(record, folder))
     refused(f'{server.url} refuses it: Invalid metadata in README.md. - "license" must be a string', folder)
     assert set(content(server)) == {".gitattributes"}
 
@@ -524,7 +527,7 @@ def test_what_is_pushed_is_what_was_checked(server, folder, monkeypatch):
 
     monkeypatch.setattr(publish, "check", then_changed)
     publish.push(folder)
-    assert hub.digest(server.snapshot(REPO, "main")[1] / "model.safetensors") == RECORD.sha256
+    assert fetch.digest(server.snapshot(REPO, "main")[1] / "model.safetensors") == RECORD.sha256
 
 
 def test_weights_of_others_are_not_pushed(server, folder, monkeypatch, tmp_path):
@@ -532,7 +535,7 @@ def test_weights_of_others_are_not_pushed(server, folder, monkeypatch, tmp_path)
     model = randomize(mnv3.create_model(record.name))
     saved = mnv3.save(model, tmp_path / "net")
     (saved / "README.md").write_text("")
-    record = dataclasses.replace(record, sha256=mnv3.files.digest(saved / "model.safetensors"))
+    record = dataclasses.replace(record, sha256=mnv3.files.checkpoint.digest(saved / "model.safetensors"))
     monkeypatch.setattr(verify, "CATALOG", (record,))
     refused("mnv3_small_050.lamb_in1k is published by its authors, at timm/mobilenetv3_small_050", saved, WeightsError)
     with pytest.raises(WeightsError, match="no weights folder at"):
@@ -545,7 +548,7 @@ def test_weights_of_others_are_not_pushed(server, folder, monkeypatch, tmp_path)
 
 def test_pull_by_name_and_again(server, folder, tmp_path, monkeypatch):
     publish.push(folder)
-    monkeypatch.setattr(hub, "LOCAL_WEIGHTS", ())
+    monkeypatch.setattr(fetch, "LOCAL_WEIGHTS", ())
     monkeypatch.chdir(tmp_path / "served")
     out = publish.pull(NAME)
     assert out == tmp_path / "served" / NAME
@@ -658,8 +661,8 @@ def test_pull_of_timms(server, tmp_path, monkeypatch):
     theirs = randomize(timm.create_model("mobilenetv3_small_050"))
     record = find("mnv3_small_050")
     timm.models.save_for_hf(theirs, str(server.folder / record.repo), safe_serialization=True)
-    record = dataclasses.replace(record, sha256=hub.digest(server.folder / record.repo / "model.safetensors"))
-    for module in (hub, verify, catalog):
+    record = dataclasses.replace(record, sha256=fetch.digest(server.folder / record.repo / "model.safetensors"))
+    for module in (fetch, verify, catalog):
         monkeypatch.setattr(module, "CATALOG", (record,))
     x = torch.randn(1, 3, 64, 64)
     for source in (record.repo, record.name):
@@ -676,9 +679,9 @@ def test_pull_of_a_url(server, tmp_path, monkeypatch):
     file = server.folder / "m.pth"
     torch.save(theirs.state_dict(), file)
     record = find("mnv3_small", "tv_in1k")
-    record = dataclasses.replace(record, url=f"{server.url}/m.pth", sha256=hub.digest(file))
+    record = dataclasses.replace(record, url=f"{server.url}/m.pth", sha256=fetch.digest(file))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "torch"))
-    for module in (hub, verify, catalog):
+    for module in (fetch, verify, catalog):
         monkeypatch.setattr(module, "CATALOG", (record,))
     monkeypatch.setattr(publish, "create_model", partial(mnv3.create_model, pretrained_cfg_overlay={"url": record.url}))
     monkeypatch.setattr(verify, "create_model", publish.create_model)
@@ -714,7 +717,7 @@ def test_verify_finds_what_a_repository_has_wrong(server, folder):
 @pytest.fixture
 def run(capsys):
     def run(*args):
-        status = cli.main([str(arg) for arg in args])
+        status = main.main([str(arg) for arg in args])
         captured = capsys.readouterr()
         assert "Traceback" not in captured.err
         assert "hf_writer" not in captured.out + captured.err
@@ -724,7 +727,7 @@ def run(capsys):
 
 
 def test_the_commands(run, server, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(hub, "LOCAL_WEIGHTS", (folder.parent,))
+    monkeypatch.setattr(fetch, "LOCAL_WEIGHTS", (folder.parent,))
     status, out, err = run("push", "--all", "--dry-run")
     assert (status, err) == (0, "")
     assert out.startswith(f"{folder}: would push config.json, ")
@@ -773,12 +776,12 @@ def test_a_refusal_is_one_line(run, server, folder, monkeypatch):
 @pytest.mark.parametrize("command", ["push", "pull", "verify", "card"])
 def test_help(run, command, capsys):
     with pytest.raises(SystemExit):
-        cli.main([command, "--help"])
+        main.main([command, "--help"])
     assert capsys.readouterr().out.startswith(f"usage: mnv3 {command} ")
 
 
 def test_no_weights_ship(run, monkeypatch, tmp_path):
-    monkeypatch.setattr(hub, "LOCAL_WEIGHTS", (tmp_path,))
+    monkeypatch.setattr(fetch, "LOCAL_WEIGHTS", (tmp_path,))
     assert "no weights ship with this copy of mnv3" in run("verify")[2]
 
 

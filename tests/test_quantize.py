@@ -10,12 +10,13 @@ from PIL import Image
 from torch import nn
 
 import mnv3
-from mnv3 import cli, data
-from mnv3.data import DataError
-from mnv3.deploy import FORMATS, int8, load, quantize, verify
-from mnv3.deploy.export import deployable
+from mnv3.cli import main
+from mnv3.deploy import FORMATS, int8, load, parity, quantize
+from mnv3.deploy.exporter import deployable
 from mnv3.deploy.int8 import prepare
 from mnv3.errors import ExportError
+from mnv3.pictures import data
+from mnv3.pictures.data import DataError
 
 TARGETS = list(int8.WRITERS)
 
@@ -114,7 +115,7 @@ def test_real_weights(shared, tmp_path, to, name):
     file = tmp_path / f"net{FORMATS[to].suffix}"
     report = quantize(model, file, to=to, calibrate=pictures[::5])
     assert report.bytes <= 0.305 * report.float_bytes  # of the weights alone, and with the names of 1,000 classes
-    exported, x = load(file), verify.inputs(model, 224, pictures[1::5], count=100)
+    exported, x = load(file), parity.inputs(model, 224, pictures[1::5], count=100)
     with torch.inference_mode():
         assert (exported(x).argmax(1) == model(x).argmax(1)).float().mean() >= 0.82
 
@@ -138,7 +139,7 @@ def test_one_channel_nearly_dead_and_one_dead(net, some, tmp_path, to):
         layer.norm.running_mean[1] = 0.0
     needs(to, int8=True)
     report = quantize(model, tmp_path / f"net{FORMATS[to].suffix}", to=to, calibrate=some)
-    x = verify.inputs(model, 32, some)
+    x = parity.inputs(model, 32, some)
     with torch.inference_mode():
         found, expected = load(report.file)(x), model(x)
     assert found.isfinite().all()
@@ -235,12 +236,12 @@ def test_command(some, tmp_path, monkeypatch, capsys):
     needs("onnx")
     monkeypatch.chdir(tmp_path)
     command = ["quantize", "mnv3_small_cifar.cifar10", "--to", "onnx", "--calibrate", str(some), "--force"]
-    assert cli.main(command) == 0
+    assert main.main(command) == 0
     out = capsys.readouterr().out
     assert out.startswith("mnv3_small_cifar.int8.onnx: ")
     assert "of 120 calibration pictures" in out
-    assert cli.main([*command[:-1]]) == 1
+    assert main.main([*command[:-1]]) == 1
     assert "exists" in capsys.readouterr().err
-    assert cli.main(["predict", "--checkpoint", "mnv3_small_cifar.int8.onnx", str(some / "class 0" / "0.png")]) == 0
-    assert cli.main(["quantize", "mnv3_small_cifar", "--to", "onx", "--calibrate", str(some)]) == 1
+    assert main.main(["predict", "--checkpoint", "mnv3_small_cifar.int8.onnx", str(some / "class 0" / "0.png")]) == 0
+    assert main.main(["quantize", "mnv3_small_cifar", "--to", "onx", "--calibrate", str(some)]) == 1
     assert "unknown format 'onx'" in capsys.readouterr().err

@@ -7,8 +7,8 @@ import sys
 import pytest
 import yaml
 
-from mnv3 import recipe as recipes
-from mnv3.recipe import Recipe, load, make, parse_override
+from mnv3.train import recipe as recipes
+from mnv3.train.recipe import Recipe, load, make, parse_override
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from browser import Browser
 from PIL import Image, ImageStat
 
 import mnv3
-from mnv3 import arch, cli
+from mnv3 import arch
+from mnv3.cli import main
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("captum", reason="needs pip install 'mnv3[viz]'")
@@ -103,13 +104,13 @@ def test_without_test_pictures(copied, noisy, capsys):
     """Parts that cannot be drawn are left out, and the report says so."""
     recipe = (copied / "recipe.yaml").read_text().replace(str(noisy), "/nowhere")
     (copied / "recipe.yaml").write_text(recipe)
-    assert cli.main(["report", str(copied)]) == 0
+    assert main.main(["report", str(copied)]) == 0
     assert capsys.readouterr().out == f"wrote {copied / 'report.html'}\n"
     found = Page((copied / "report.html").read_text())
     assert found.ids == ["training", "test", "network", "recipe"]
     assert any("are gone (data: no folder '/nowhere'" in word for word in found.words)
     (copied / "test.json").unlink()
-    assert cli.main(["report", str(copied)]) == 0
+    assert main.main(["report", str(copied)]) == 0
     found = Page((copied / "report.html").read_text())
     assert found.ids == ["training", "network", "recipe"]
     assert any("there were no test pictures" in word for word in found.words)
@@ -133,7 +134,7 @@ def test_faults_are_one_line(copied, capsys, monkeypatch, gone, args, message):
     if gone:
         (copied / gone).unlink()
     before = sorted(copied.rglob("*"))
-    assert cli.main(["report", "copy", *args]) == 1
+    assert main.main(["report", "copy", *args]) == 1
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert message in err

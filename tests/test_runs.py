@@ -16,12 +16,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import mnv3
-from mnv3 import data
 from mnv3.errors import TrainingStopped, WeightsError
-from mnv3.finetune import Training, finetune
-from mnv3.folder_lock import locked
-from mnv3.inventory import difference, inventory
-from mnv3.recipe import Recipe
+from mnv3.pictures import data
+from mnv3.train.finetune import Training, finetune
+from mnv3.train.folder_lock import locked
+from mnv3.train.inventory import difference, inventory
+from mnv3.train.recipe import Recipe
 
 
 class Killed(BaseException):

@@ -22,14 +22,16 @@ from torch import nn
 from torchvision.transforms.functional import normalize, to_tensor
 
 import mnv3
-from mnv3 import arch, cli, images, show
-from mnv3.show import panels, style
-from mnv3.show.arch import lines
+from mnv3 import arch, show
+from mnv3.cli import main
+from mnv3.figures import panels, style
+from mnv3.pictures import images
 from mnv3.show.calibration import calibration
-from mnv3.show.compare import collect
-from mnv3.show.features import look
-from mnv3.show.run import read, worst
-from mnv3.show.why import class_index, grad_cam
+from mnv3.show.comparison import collect
+from mnv3.show.feature_maps import look
+from mnv3.show.gradcam import class_index, grad_cam
+from mnv3.show.network import lines
+from mnv3.show.training import read, worst
 from mnv3.timm_models import VARIANTS
 
 pytest.importorskip("matplotlib")
@@ -627,7 +629,7 @@ def test_commands(run, trained, tmp_path, monkeypatch):
 @pytest.mark.parametrize("args", [("show", "--debug", "arch"), ("show", "arch", "--debug")])
 def test_debug_shows_the_traceback(args):
     with pytest.raises(ValueError, match="unknown model"):
-        cli.main([*args, "mnv3_smal"])
+        main.main([*args, "mnv3_smal"])
 
 
 @pytest.mark.parametrize(

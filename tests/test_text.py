@@ -11,9 +11,10 @@ import torch
 from conftest import ROOT
 
 import mnv3
-from mnv3 import cards, text
+from mnv3 import text
 from mnv3.catalog import find
 from mnv3.errors import one_line
+from mnv3.hub import cards
 
 GOOD = ["airplane", "naïve café", "山水 画", "نیم‌فاصله", "👩‍👩‍👧", "a-b_c.d (1)", "50 % + 3"]
 BAD = [
@@ -95,7 +96,7 @@ def test_html(name):
 def test_pictures(tmp_path):
     """SVGs are well-formed, and no class ends in an error of matplotlib."""
     pytest.importorskip("matplotlib")
-    from mnv3.show import panels, style
+    from mnv3.figures import panels, style
 
     count = len(BAD)
     matrix = torch.eye(count, dtype=torch.int).tolist()
@@ -142,11 +143,11 @@ def test_tensors_with_names_of_this_kind(run, tmp_path):
 def test_notices_are_lines(run, tmp_path, monkeypatch):
     import logging
 
-    from mnv3 import cli
+    from mnv3.cli import main
 
     stream = io.StringIO()
     monkeypatch.setattr("sys.stderr", stream)
-    cli._set_up_output(False)
+    main._set_up_output(False)
     logging.getLogger("mnv3").warning("class %s is empty", BAD[0] + "\n")
     assert stream.getvalue() == "mnv3: class \\x1b[2J\\x1b]0;title\\x07cat\\n is empty\n"
 

@@ -10,7 +10,7 @@ from conftest import needs, randomize
 
 import mnv3
 from mnv3.deploy import FORMATS, export, load, optimize
-from mnv3.deploy.optimize import CANDIDATES
+from mnv3.deploy.fastest import CANDIDATES
 from mnv3.deploy.runtime import Pool, quiet
 from mnv3.layers import evaluating
 

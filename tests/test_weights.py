@@ -9,10 +9,12 @@ from conftest import ROOT
 from safetensors.torch import load_file
 
 import mnv3
-from mnv3 import cli, files, hub, recipe
 from mnv3.arch import VARIANTS, count_macs
 from mnv3.catalog import CATALOG, ORG
-from mnv3.folder import read_config
+from mnv3.cli import main
+from mnv3.files import fetch, saving
+from mnv3.files.folder import read_config
+from mnv3.train import recipe
 
 OURS = [record for record in CATALOG if record.repo and record.repo.startswith(f"{ORG}/")]
 RECORDS = pytest.mark.parametrize("record", OURS, ids=lambda record: record.name)
@@ -37,8 +39,8 @@ def test_folder_is_whole_and_the_catalogs(record):
         "recipe.yaml",
         "test.json",
     }
-    assert files.digest(folder(record) / "model.safetensors") == record.sha256
-    found = hub.local_folder(record)  # in the checkout, or in the wheel that is installed
+    assert saving.digest(folder(record) / "model.safetensors") == record.sha256
+    found = fetch.local_folder(record)  # in the checkout, or in the wheel that is installed
     assert (found / "model.safetensors").read_bytes() == (folder(record) / "model.safetensors").read_bytes()
     config = read_config(folder(record))
     assert config["architecture"] == record.arch
@@ -83,7 +85,7 @@ def test_accuracy_on_real_pictures(record, shared):
 
 @RECORDS
 def test_every_door_has_them_without_a_network(record, monkeypatch):
-    monkeypatch.setattr(hub, "fetch_hub", lambda *args, **kwargs: pytest.fail("asked the network"))
+    monkeypatch.setattr(fetch, "fetch_hub", lambda *args, **kwargs: pytest.fail("asked the network"))
     expected = load_file(folder(record) / "model.safetensors")
     doors = (
         timm.create_model(record.arch, pretrained=True),
@@ -99,9 +101,9 @@ def test_every_door_has_them_without_a_network(record, monkeypatch):
 def test_predict_needs_neither_model_nor_network(tmp_path, capsys, monkeypatch):
     from PIL import Image
 
-    monkeypatch.setattr(hub, "fetch_hub", lambda *args, **kwargs: pytest.fail("asked the network"))
+    monkeypatch.setattr(fetch, "fetch_hub", lambda *args, **kwargs: pytest.fail("asked the network"))
     Image.new("RGB", (64, 48), "blue").save(tmp_path / "photo.png")
-    assert cli.main(["predict", str(tmp_path / "photo.png")]) == 0
+    assert main.main(["predict", str(tmp_path / "photo.png")]) == 0
     captured = capsys.readouterr()
     assert len(captured.out.splitlines()) == 5
-    assert f"no --model: {cli.DEFAULT_MODEL}" in captured.err
+    assert f"no --model: {main.DEFAULT_MODEL}" in captured.err

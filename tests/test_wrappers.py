@@ -9,8 +9,8 @@ from conftest import randomize
 
 import mnv3
 from mnv3 import WeightsError, convert_state_dict
+from mnv3.files.wrappers import unwrap
 from mnv3.model import MobileNetV3
-from mnv3.wrappers import unwrap
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import arch, catalog
-from .text import terminal
+from .. import arch, catalog
+from ..text import terminal
 
 Command = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
 
@@ -60,31 +60,32 @@ def _eps(text: str) -> float:
 
 def convert(args: argparse.Namespace) -> int:
     """`mnv3 convert IN OUT [--arch A]`."""
-    from . import files, foreign
+    from ..convert import reading
+    from ..files import saving
 
     if args.arch:
         catalog.split_name(args.arch)
     if args.out.exists() and not args.force:
         other = "file" if args.to else "folder"
         raise FileExistsError(f"{args.out} exists: choose another {other}, or replace it with --force")
-    kind = foreign.kind_of(args.source)
+    kind = reading.kind_of(args.source)
     if args.calibrate and kind != "tflite":
         raise ValueError(f"--calibrate is for quantised TFLite files: {args.source} is none")
     if args.to:
         return _export(args, kind)
     model = _foreign(args, kind) if kind else _checkpoint(args)
-    folder = files.save(model, args.out, exist_ok=args.force)
+    folder = saving.save(model, args.out, exist_ok=args.force)
     name = args.arch or model.pretrained_cfg["architecture"]
-    sha256 = files.digest(folder / files.WEIGHTS_FILE)
+    sha256 = saving.digest(folder / saving.WEIGHTS_FILE)
     print(terminal(f"wrote {folder}: {name}, {model.num_classes} classes, sha256 {sha256}"))
     return 0
 
 
 def _export(args: argparse.Namespace, kind: str | None) -> int:
     """`mnv3 convert IN OUT.safetensors --to timm|torchvision`."""
-    from . import files
-    from .factory import create_model, load_checkpoint
-    from .foreign import to_others
+    from ..convert import writing
+    from ..factory import create_model, load_checkpoint
+    from ..files import saving
 
     if kind:
         model = _foreign(args, kind)
@@ -94,15 +95,15 @@ def _export(args: argparse.Namespace, kind: str | None) -> int:
         model = load_checkpoint(args.source, model=args.arch)
     else:
         model = _checkpoint(args)
-    target = to_others.write(model, args.to, args.out, exist_ok=args.force)
-    print(terminal(f"wrote {args.out}: for {target}, sha256 {files.digest(args.out)}"))
+    target = writing.write(model, args.to, args.out, exist_ok=args.force)
+    print(terminal(f"wrote {args.out}: for {target}, sha256 {saving.digest(args.out)}"))
     return 0
 
 
 def _checkpoint(args: argparse.Namespace) -> Any:
     """The model of a PyTorch checkpoint."""
-    from .convert import convert_state_dict
-    from .factory import create_model, read_source
+    from ..factory import create_model, read_source
+    from ..files.conversion import convert_state_dict
 
     found = read_source(args.source, model=args.arch, use_ema=args.ema)
     classes = max(found.weights.num_classes - args.drop_background, 0)
@@ -120,9 +121,9 @@ def _checkpoint(args: argparse.Namespace) -> Any:
 
 def _foreign(args: argparse.Namespace, kind: str) -> Any:
     """The model of another framework's file, which says which it is."""
-    from . import foreign
-    from .convert import convert_state_dict
-    from .factory import create_model
+    from ..convert import reading
+    from ..factory import create_model
+    from ..files.conversion import convert_state_dict
 
     for option, value in (("--se-order", args.se_order), ("--bn-eps", args.bn_eps)):
         if value is not None:
@@ -131,11 +132,11 @@ def _foreign(args: argparse.Namespace, kind: str) -> Any:
     if options and kind != "slim":
         raise ValueError(f"--ema and --no-ema are for checkpoints with averaged weights: {args.source} has none")
     if args.calibrate:
-        from .foreign.tflite_calibrate import calibrated
+        from ..convert.tflite.calibrate import calibrated
 
         found = calibrated(args.source, args.calibrate)
     else:
-        found = foreign.read(args.source, **options)
+        found = reading.read(args.source, **options)
     name, tag = catalog.split_name(args.arch or found.arch)
     other = {key: value for key, value in found.options.items() if key in ("width", "pad_type", "arch")}
     if args.arch and (name != found.arch or other):

@@ -11,8 +11,8 @@ MODEL_HELP = "a name of `mnv3 list --pretrained`, hf-hub:NAMESPACE/NAME, or weig
 
 def model_of(name: str, arch: str | None = None, *, use_ema: bool | None = None) -> Any:
     """The model that a command names: its own weights from files, an exported file, or published weights."""
-    from .deploy import runtime
-    from .factory import create_model, load_checkpoint
+    from ..deploy import runtime
+    from ..factory import create_model, load_checkpoint
 
     path = Path(name)
     exported = path.exists() and runtime.format_of(path)
@@ -84,7 +84,7 @@ def _add_model_and_file(sub: argparse.ArgumentParser, positive: Callable[[str], 
 
 def _model_and_file(args: argparse.Namespace, ending: str = "") -> tuple[Any, Path]:
     """The model, and where to write it: by default its name, `ending`, and the format's own."""
-    from .deploy.export import format_named
+    from ..deploy.exporter import format_named
 
     suffix = format_named(args.to).suffix  # before the model is loaded
     model = model_of(args.model, args.arch)
@@ -93,7 +93,7 @@ def _model_and_file(args: argparse.Namespace, ending: str = "") -> tuple[Any, Pa
 
 def run_export(args: argparse.Namespace) -> int:
     """`mnv3 export MODEL --to FORMAT`."""
-    from .deploy.export import export
+    from ..deploy.exporter import export
 
     report = export(
         *_model_and_file(args),
@@ -113,8 +113,8 @@ def run_export(args: argparse.Namespace) -> int:
 
 def run_quantize(args: argparse.Namespace) -> int:
     """`mnv3 quantize MODEL --to FORMAT --calibrate FOLDER`."""
-    from . import data
-    from .deploy.quantize import quantize
+    from ..deploy.int8.quantizer import quantize
+    from ..pictures import data
 
     report = quantize(
         *_model_and_file(args, ".int8"),
@@ -131,8 +131,9 @@ def run_quantize(args: argparse.Namespace) -> int:
 
 def run_bench(args: argparse.Namespace) -> int:
     """`mnv3 bench [MODEL ...]`."""
-    from . import bench, visualize
-    from .files import write_atomically
+    from ..deploy import bench
+    from ..figures import charts
+    from ..files.saving import write_atomically
 
     cells = bench.bench(
         args.models,
@@ -152,7 +153,7 @@ def run_bench(args: argparse.Namespace) -> int:
         for cell in cells:
             label = f"{cell.model}, {cell.threads} threads, batch {cell.batch}"
             rows.setdefault(label, {})[cell.runtime] = cell.ms / cell.batch
-        visualize.bars(list(rows.items()), "ms for each picture", args.png)
+        charts.bars(list(rows.items()), "ms for each picture", args.png)
     return 0
 
 

@@ -5,8 +5,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from .errors import WeightsError, one_line
-from .text import terminal
+from ..errors import WeightsError, one_line
+from ..text import terminal
 
 Command = Callable[..., argparse.ArgumentParser]
 
@@ -49,11 +49,12 @@ def add_commands(command: Command) -> None:
 
 def _shipped() -> list[Path]:
     """The weights folders that ship with this copy of mnv3."""
-    from . import cards, hub
+    from ..files import fetch
+    from ..hub import cards
 
-    found = [folder for weights in hub.LOCAL_WEIGHTS for _, folder in cards.shipped(weights)]
+    found = [folder for weights in fetch.LOCAL_WEIGHTS for _, folder in cards.shipped(weights)]
     if not found:
-        raise WeightsError(f"no weights ship with this copy of mnv3, in {hub.LOCAL_WEIGHTS[-1]}: name folders")
+        raise WeightsError(f"no weights ship with this copy of mnv3, in {fetch.LOCAL_WEIGHTS[-1]}: name folders")
     here = Path.cwd()
     return [folder.relative_to(here) if folder.is_relative_to(here) else folder for folder in found]
 
@@ -68,7 +69,7 @@ def _quiet_bars() -> None:
 
 def run_push(args: argparse.Namespace) -> int:
     """`mnv3 push FOLDER ...`."""
-    from .publish import push
+    from ..hub.publish import push
 
     if bool(args.folders) == args.all:
         raise ValueError("give folders to push, or --all")
@@ -84,7 +85,7 @@ def run_push(args: argparse.Namespace) -> int:
 
 def run_pull(args: argparse.Namespace) -> int:
     """`mnv3 pull SOURCE [OUT]`."""
-    from .publish import pull
+    from ..hub.publish import pull
 
     _quiet_bars()
     folder = pull(args.source, args.out, revision=args.revision, exist_ok=args.force)
@@ -94,7 +95,7 @@ def run_pull(args: argparse.Namespace) -> int:
 
 def run_verify(args: argparse.Namespace) -> int:
     """`mnv3 verify [SOURCE ...]`."""
-    from .verify import verify
+    from ..hub.verify import verify
 
     _quiet_bars()
     failed = 0
@@ -109,9 +110,9 @@ def run_verify(args: argparse.Namespace) -> int:
 
 def run_card(args: argparse.Namespace) -> int:
     """`mnv3 card [FOLDER ...]`."""
-    from . import cards
-    from .atomic import write_atomically
-    from .verify import record_of
+    from ..files.atomic import write_atomically
+    from ..hub import cards
+    from ..hub.verify import record_of
 
     pages = {folder / cards.CARD_FILE: cards.card(record_of(folder), folder) for folder in args.folders or _shipped()}
     if not args.folders:

@@ -9,11 +9,13 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from . import __version__, arch, catalog, cli_convert, cli_deploy, cli_hub, cli_show, cli_train
-from .errors import ExportError, PublishError, TrainingStopped, WeightsError, one_line
-from .text import terminal
+from .. import arch, catalog
+from ..errors import ExportError, PublishError, TrainingStopped, WeightsError, one_line
+from ..text import terminal
+from ..version import __version__
+from . import convert, deploy, hub, show, train
 
-DEFAULT_MODEL = cli_show.DEFAULT_MODEL
+DEFAULT_MODEL = show.DEFAULT_MODEL
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -104,11 +106,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps ... (cpu)")
     sub.add_argument("--json", action="store_true", help="one JSON object a picture and line")
 
-    cli_convert.add_commands(command)
-    cli_train.add_commands(command, _positive)
-    cli_deploy.add_commands(command, _positive)
-    cli_hub.add_commands(command)
-    cli_show.add_commands(command, _positive)
+    convert.add_commands(command)
+    train.add_commands(command, _positive)
+    deploy.add_commands(command, _positive)
+    hub.add_commands(command)
+    show.add_commands(command, _positive)
     return parser
 
 
@@ -160,7 +162,7 @@ def list_models(args: argparse.Namespace) -> int:
         top1 = f"{e['top1']:.3f}" if e["top1"] else "-"
         rows.append((e["name"], *numbers, top1, e["source"] or "-", e["license"] or "-"))
     if args.markdown:
-        from .cards import table
+        from ..hub.cards import table
 
         print(table(rows, "<>>>>><<"))
     else:
@@ -210,10 +212,10 @@ def predict(args: argparse.Namespace) -> int:
     import torch
     from tqdm import tqdm
 
-    from . import images
-    from .deploy import runtime
-    from .factory import create_model, has_source, load_checkpoint
-    from .predict import predict as predict_files
+    from ..deploy import runtime
+    from ..factory import create_model, has_source, load_checkpoint
+    from ..pictures import images
+    from ..pictures.predict import predict as predict_files
 
     files = list(images.find(args.files))  # first what needs no download
     if not files:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .cli_deploy import MODEL_HELP, model_of
+from .deploy import MODEL_HELP, model_of
 
 Command = Callable[..., argparse.ArgumentParser]
 DEFAULT_MODEL = "mnv3_small_cifar.cifar10"  # its weights ship with mnv3
@@ -99,8 +99,8 @@ View = tuple[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]]  # a file
 
 
 def _arch(args: argparse.Namespace) -> View:
-    from . import show
-    from .factory import load_checkpoint
+    from .. import show
+    from ..factory import load_checkpoint
 
     folder = Path(args.model)
     model = load_checkpoint(folder) if folder.is_dir() else args.model
@@ -108,21 +108,21 @@ def _arch(args: argparse.Namespace) -> View:
 
 
 def _features(args: argparse.Namespace) -> View:
-    from . import show
+    from .. import show
 
     return f"{Path(args.picture).stem}.features.png", show.features, _picture(args), {"what": args.what}
 
 
 def _why(args: argparse.Namespace) -> View:
-    from . import show
+    from .. import show
 
     return f"{Path(args.picture).stem}.why.png", show.why, _picture(args), {"class_": args.class_}
 
 
 def _picture(args: argparse.Namespace) -> tuple[Any, Any]:
     """The picture, which is looked at first, as weights may have to be fetched; and the model."""
-    from . import images
-    from .show import style
+    from ..figures import style
+    from ..pictures import images
 
     if args.out:
         style.check(args.out, style.ENDINGS)
@@ -130,14 +130,14 @@ def _picture(args: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def _run(args: argparse.Namespace) -> View:
-    from . import show
+    from .. import show
 
     options = {"what": args.what.split(","), "data": args.data, "data_dir": args.data_dir}
     return f"{args.folder.resolve().name}.png", show.run, (args.folder,), options
 
 
 def _compare(args: argparse.Namespace) -> View:
-    from . import show
+    from .. import show
 
     options = {name: getattr(args, name) for name in ("bench", "latency", "runtime", "seconds")}
     return "compare.png", show.compare, (args.models,), options
@@ -154,7 +154,7 @@ VIEWS: dict[str, Callable[[argparse.Namespace], View]] = {
 
 def run_report(args: argparse.Namespace) -> int:
     """`mnv3 report RUN`."""
-    from . import show
+    from .. import show
 
     options = {"compare": args.compare, "bench": args.bench, "data": args.data, "data_dir": args.data_dir}
     print(f"wrote {show.report(args.folder, args.out, **options)}")

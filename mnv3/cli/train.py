@@ -5,9 +5,9 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from . import recipe as recipes
-from .cli_deploy import MODEL_HELP, model_of
-from .text import terminal
+from ..text import terminal
+from ..train import recipe as recipes
+from .deploy import MODEL_HELP, model_of
 
 Command = Callable[..., argparse.ArgumentParser]
 
@@ -68,7 +68,7 @@ def show_recipes(args: argparse.Namespace) -> int:
 
 def run_finetune(args: argparse.Namespace) -> int:
     """`mnv3 finetune RECIPE`."""
-    from .finetune import finetune
+    from ..train.finetune import finetune
 
     logging.getLogger("mnv3").setLevel(logging.INFO)
     folder = finetune(args.recipe, out=args.out, resume=args.resume, **_overrides(args.set))
@@ -79,10 +79,10 @@ def run_finetune(args: argparse.Namespace) -> int:
 
 def run_eval(args: argparse.Namespace) -> int:
     """`mnv3 eval MODEL --data DATA`."""
-    from . import data
-    from .evaluate import evaluate
-    from .ingredients import process_group
-    from .visualize import confusion
+    from ..figures.charts import confusion
+    from ..pictures import data
+    from ..pictures.evaluate import evaluate
+    from ..train.ingredients import process_group
 
     pictures = data.load(args.data, args.split, data_dir=args.data_dir, download=args.download)
     model = model_of(args.model, args.arch, use_ema=args.ema)
@@ -111,7 +111,7 @@ def run_eval(args: argparse.Namespace) -> int:
 
 def run_ablate(args: argparse.Namespace) -> int:
     """`mnv3 ablate RECIPE`."""
-    from .ablate import VARIANTS, ablate
+    from ..train.ablate import VARIANTS, ablate
 
     logging.getLogger("mnv3").setLevel(logging.INFO)
     try:

@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import WeightsError
-from ..layouts import some
-from . import Foreign, hdf5, keras_config, keras_graph
+from ..files.layouts import some
+from . import hdf5, keras_config, keras_graph
+from .foreign import Foreign
 from .tensorflow import foreign, our_key
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"  # in a .keras archive

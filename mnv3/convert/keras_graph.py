@@ -10,7 +10,7 @@ from typing import Any
 
 from ..arch import Arch
 from ..errors import WeightsError
-from ..layouts import BN_EPS_TF, some
+from ..files.layouts import BN_EPS_TF, some
 from .keras_config import CHANNELS_FIRST, CHANNELS_LAST, Layer, Network
 
 FLOATS = {"float16", "bfloat16", "float32", "float64", "mixed_float16", "mixed_bfloat16"}

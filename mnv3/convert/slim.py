@@ -8,8 +8,8 @@ Source: https://github.com/tensorflow/models/tree/master/research/slim/nets/mobi
 from pathlib import Path
 
 from ..errors import WeightsError
-from ..layouts import some
-from . import Foreign
+from ..files.layouts import some
+from .foreign import Foreign
 from .tensorbundle import Bundle
 from .tensorflow import foreign, our_key
 

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from ..arch import LARGE, SMALL, Arch, minimal, round8
-from ..convert import BN_EPS_TF, convert_state_dict
 from ..errors import WeightsError
+from ..files.conversion import BN_EPS_TF, convert_state_dict
 from ..model import MobileNetV3
-from . import Foreign, named
+from .foreign import Foreign, named
 
 TABLES = {"small": SMALL, "large": LARGE, "small_minimal": minimal(SMALL), "large_minimal": minimal(LARGE)}
 MODULES = {

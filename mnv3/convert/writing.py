@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from ..arch import dilate, reduce_tail, scale, scale_torchvision
-from ..atomic import write_atomically
-from ..convert import LAYOUTS
 from ..errors import choices
-from ..files import plain_tensors
+from ..files.atomic import write_atomically
+from ..files.conversion import LAYOUTS
+from ..files.saving import plain_tensors
 from ..layers import NORMS, check_own_weights, whole_state
 from ..model import MobileNetV3
 from .tensorflow import TABLES

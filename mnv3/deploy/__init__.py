@@ -1,10 +1,10 @@
 """Getting a model ready for where it runs."""
 
-from .export import Report, export
+from .exporter import Report, export
+from .fastest import Choice, Optimized, optimize
+from .folding import fuse
 from .formats import FORMATS
-from .fuse import fuse
-from .optimize import Choice, Optimized, optimize
-from .quantize import QuantizeReport, quantize
+from .int8.quantizer import QuantizeReport, quantize
 from .runtime import Exported, load
 
 __all__ = [

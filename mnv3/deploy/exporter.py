@@ -12,19 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import __version__
 from ..errors import choices, names
 from ..factory import class_names
-from ..files import plain_tensors, unwrapped
+from ..files.saving import plain_tensors, unwrapped
 from ..layers import check_own_weights, whole_state
 from ..model import MobileNetV3
+from ..version import __version__
 from . import runtime
 from .drafts import draft, failed, size_of
+from .folding import fuse
 from .formats import FORMATS, Format, Graph
-from .fuse import fuse
+from .parity import PICTURES, compare, inputs, mean_std
 from .runtime import quiet
 from .seal import ours, paths, seal
-from .verify import PICTURES, compare, inputs, mean_std
 
 DYNAMIC = ("batch", "size")
 MAX_SIDE = 4096  # of a picture, in pixels

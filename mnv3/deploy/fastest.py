@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from ..errors import ExportError, names
 from ..layers import check_own_weights, evaluating
 from . import onednn, runtime
-from .export import export, side
+from .exporter import export, side
+from .folding import fuse
 from .formats import FORMATS
-from .fuse import fuse
 from .timing import interleaved
 
 TOLERANCE = 1e-4  # of the largest logit

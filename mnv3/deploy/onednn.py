@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import Conv2dSame, ConvNormAct, evaluating
-from .fuse import fuse
+from .folding import fuse
 
 UNARY = {nn.ReLU: "relu", nn.Hardswish: "hardswish", nn.Identity: "none"}
 

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import images
 from ..errors import ExportError
 from ..factory import transforms
 from ..layers import evaluating
+from ..pictures import images
 from . import runtime
 
 PICTURES = 16  # to check by, drawn here or taken of those given

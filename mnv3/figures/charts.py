@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .show import panels, style
+from . import panels, style
 
 
 def curves(history: Sequence[dict[str, Any]], path: Path) -> None:

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..atomic import write_atomically
 from ..errors import choices
+from ..files.atomic import write_atomically
 from ..text import drawable, well_formed
 from . import fonts
 

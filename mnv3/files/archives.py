@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from .errors import WeightsError
+from ..errors import WeightsError
 from .tensors import shown
 
 MAX_MEMBERS = 20_000  # of a zip archive; a whole training state of MobileNetV3-Large has 1,152

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..errors import WeightsError
 from .archives import as_archive, check_legacy, read_records
-from .errors import WeightsError
 from .layouts import layout_of
 from .tensors import MAX_TENSORS
 from .wrappers import unwrap

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .arch import VARIANTS, Arch
-from .errors import WeightsError
-from .layers import BN_EPS
+from ..arch import VARIANTS, Arch
+from ..errors import WeightsError
+from ..layers import BN_EPS
 from .layouts import BN_EPS_TF, LAYOUTS, Layout, layout_of, se_orders
 from .tensors import check_values, shown
 from .wrappers import unwrap

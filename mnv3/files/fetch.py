@@ -18,16 +18,16 @@ from urllib.request import Request, getproxies, urlopen
 
 import torch
 
+from ..catalog import CATALOG, WEIGHTS_FILE, Checkpoint, find
+from ..errors import WeightsError
 from .atomic import new_file
-from .catalog import CATALOG, WEIGHTS_FILE, Checkpoint, find
-from .errors import WeightsError
-from .files import damage, digest
 from .folder import PICKLE_FILE, weights_in
 from .patience import NoAnswer, seconds_asked, timeout, waiting_for
+from .saving import damage, digest
 
 logger = logging.getLogger(__name__)
 
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parents[1]
 NAMESPACE = "MNV3_NAMESPACE"  # the environment variable
 NO_JSON = "does not answer as the Hub does: is there a login page or a proxy in between, or a mirror that is not whole?"
 WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")

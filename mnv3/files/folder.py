@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .catalog import ENDINGS, WEIGHTS_FILE, arch_named
-from .errors import WeightsError
-from .files import CONFIG_FILE, GOLDEN_FILE
+from ..catalog import ENDINGS, WEIGHTS_FILE, arch_named
+from ..errors import WeightsError
+from .saving import CONFIG_FILE, GOLDEN_FILE
 from .schema import CFG, SOURCES, check_args, check_cfg, check_model
 
 logger = logging.getLogger(__name__)

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from .arch import SE_ORDERS, se_before_act
-from .errors import WeightsError
-from .layers import BN_EPS
+from ..arch import SE_ORDERS, se_before_act
+from ..errors import WeightsError
+from ..layers import BN_EPS
 from .tensors import shown
 
 BN_EPS_TF = 1e-3  # TensorFlow's and torchvision's

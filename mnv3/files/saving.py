@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from .arch import as_arch
+from ..arch import as_arch
+from ..catalog import WEIGHTS_FILE
+from ..layers import check_own_weights, for_files, whole_state
 from .atomic import new_folder, write_atomically as write_atomically
-from .catalog import WEIGHTS_FILE
 from .checkpoint import damage, digest, family_of, read_checkpoint, read_family  # noqa: F401 (callers find them here)
-from .layers import check_own_weights, for_files, whole_state
 
 CONFIG_FILE = "config.json"
 GOLDEN_FILE = "golden.safetensors"
@@ -84,7 +84,7 @@ def _build_args(model: nn.Module) -> dict[str, Any]:
     """The arguments that build a model like this again; that they do is tried here."""
     from timm.models import model_entrypoint
 
-    from .model import MobileNetV3
+    from ..model import MobileNetV3
 
     if not isinstance(model, MobileNetV3) or not hasattr(model, "_model_args"):
         raise ValueError(f"this {type(model).__name__} has no configuration: make it with mnv3.create_model(name, ...)")

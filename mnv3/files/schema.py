@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
-from .arch import VARIANTS, Arch, as_arch, count_params, scale
-from .errors import WeightsError, choices
-from .model import MobileNetV3
+from ..arch import VARIANTS, Arch, as_arch, count_params, scale
+from ..errors import WeightsError, choices
+from ..model import MobileNetV3
 
 MAX_SIZE = 2048  # pixels along a side of what the model reads
 MAX_RESIZED = 4096  # pixels along the shorter side before the crop

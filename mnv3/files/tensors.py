@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .errors import WeightsError
-from .text import terminal
+from ..errors import WeightsError
+from ..text import terminal
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 COUNTS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)

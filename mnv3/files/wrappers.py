@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .errors import WeightsError
+from ..errors import WeightsError
 from .layouts import layout_of, prefixes, some
 from .tensors import MAX_NAME, check_kinds, shown
 

@@ -13,12 +13,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import __version__, recipe as recipes
-from .arch import VARIANTS, count_macs, count_params
-from .catalog import CATALOG, ORG, WEIGHTS_FILE, Checkpoint
-from .errors import WeightsError
-from .runs import LOG_FILE, MACHINE_KEYS, RECIPE_FILE, TEST_FILE
-from .text import markdown
+from ..arch import VARIANTS, count_macs, count_params
+from ..catalog import CATALOG, ORG, WEIGHTS_FILE, Checkpoint
+from ..errors import WeightsError
+from ..text import markdown
+from ..train import recipe as recipes
+from ..train.run_folder import LOG_FILE, MACHINE_KEYS, RECIPE_FILE, TEST_FILE
+from ..version import __version__
 
 CARD_FILE = "README.md"
 SHOWN = ("epochs", "batch_size", "optimizer", "lr", "schedule")  # of a recipe, also where they are the default

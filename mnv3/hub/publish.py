@@ -15,13 +15,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import __version__, cards, files, hub
-from .atomic import new_folder
+from ..catalog import WEIGHTS_FILE, find, split_name
+from ..errors import PublishError, WeightsError
+from ..factory import check_architecture, create_model
+from ..files import fetch, saving
+from ..files.atomic import new_folder
+from ..files.patience import NoAnswer, waiting_for
+from ..version import __version__
+from . import cards
 from .cards import CARD_FILE
-from .catalog import WEIGHTS_FILE, find, split_name
-from .errors import PublishError, WeightsError
-from .factory import check_architecture, create_model
-from .patience import NoAnswer, waiting_for
 from .verify import NAMES, REQUIRED, calling, check, download, record_at, verify
 
 __all__ = ["Push", "pull", "push", "verify"]
@@ -84,10 +86,10 @@ def pull(
     if record and record.url:
         if revision:
             raise ValueError(f"--revision {revision}: {record.name} is a file of {record.url}, which has none")
-        return files.save(create_model(record.name, pretrained=True), out, exist_ok=exist_ok)
-    repo = source if "/" in source else hub.repo_of(record)
+        return saving.save(create_model(record.name, pretrained=True), out, exist_ok=exist_ok)
+    repo = source if "/" in source else fetch.repo_of(record)
     revision = revision or (record.revision if record else None)
-    local = None if "/" in source or revision else hub.local_folder(record)
+    local = None if "/" in source or revision else fetch.local_folder(record)
     found = local or download(repo, revision, record)
     if record:
         check(found, record, source=source)
@@ -128,7 +130,7 @@ def push(
         copy = Path(copies)
         left_out = _copy_known(folder, copy)
         record = check(copy, source=str(folder)).record
-        repo = repo or hub.repo_of(record)
+        repo = repo or fetch.repo_of(record)
         with calling(copy, str(folder)):
             card = cards.card(record, copy)
             if not cards.same((copy / CARD_FILE).read_text(encoding="utf-8", errors="replace"), card):
@@ -136,7 +138,7 @@ def push(
                     f"{copy / CARD_FILE} is not the card of {record.name} in the catalog: `mnv3 card {copy}` writes it"
                 )
             (copy / CARD_FILE).write_text(cards.card(record, copy, repo=repo), encoding="utf-8")
-        with waiting_for(hub.endpoint()), _explained(repo):
+        with waiting_for(fetch.endpoint()), _explained(repo):
             remote = _Remote(repo, branch, writes=not dry_run)
             if private and remote.exists and not remote.private:
                 raise PublishError(f"{repo} exists and is public: --private is for a new repository")
@@ -154,7 +156,7 @@ class _Remote:
         from huggingface_hub import HfApi, get_token
         from huggingface_hub.utils import validate_repo_id
 
-        if hub.offline():
+        if fetch.offline():
             raise PublishError("HF_HUB_OFFLINE is set: unset it to publish")
         validate_repo_id(repo)
         if "/" not in repo:
@@ -164,7 +166,7 @@ class _Remote:
             raise PublishError("no token: set HF_TOKEN, or run `hf auth login`, with a token that may write")
         if token and not re.fullmatch(r"[!-~]+", token):
             raise PublishError("the token of HF_TOKEN or `hf auth login` has characters that none has: copy it again")
-        self.api = HfApi(endpoint=hub.endpoint(), library_name="mnv3", library_version=__version__)
+        self.api = HfApi(endpoint=fetch.endpoint(), library_name="mnv3", library_version=__version__)
         self.repo, self.branch = repo, branch
         self._look()
 
@@ -191,8 +193,8 @@ class _Remote:
 
         def same(name: str) -> bool:
             if lfs := getattr(there.get(name), "lfs", None):
-                return lfs.sha256 == files.digest(folder / name)
-            return getattr(there.get(name), "blob_id", None) == hub.git_hash(folder / name)
+                return lfs.sha256 == saving.digest(folder / name)
+            return getattr(there.get(name), "blob_id", None) == fetch.git_hash(folder / name)
 
         return tuple(name for name in names if not same(name))
 
@@ -248,8 +250,8 @@ def _explained(repo: str) -> Iterator[None]:
 def _problem(error: Exception, repo: str) -> str:
     from huggingface_hub import errors
 
-    chain, status = hub.causes(error), hub.status_of(error)
-    server, namespace = hub.endpoint(), repo.partition("/")[0]
+    chain, status = fetch.causes(error), fetch.status_of(error)
+    server, namespace = fetch.endpoint(), repo.partition("/")[0]
 
     def due_to(*kinds: type[Exception]) -> bool:
         return any(isinstance(cause, kinds) for cause in chain)
@@ -263,7 +265,7 @@ def _problem(error: Exception, repo: str) -> str:
     if status in (402, 403):
         return (
             f"the token may not write to {namespace} on {server} (HTTP {status}): take one that may, or another "
-            f"namespace, by --repo or {hub.NAMESPACE}"
+            f"namespace, by --repo or {fetch.NAMESPACE}"
         )
     if due_to(errors.RepositoryNotFoundError):
         return f"no repository {repo} on {server} that this token may write to"
@@ -274,16 +276,16 @@ def _problem(error: Exception, repo: str) -> str:
     if status == 412:
         return f"{repo} on {server} was changed meanwhile (HTTP 412): look at what is there, and run it again"
     if status == 429:
-        wait = hub.wait_of(error) or "300 seconds"
+        wait = fetch.wait_of(error) or "300 seconds"
         return f"{server} has had too many requests (HTTP 429): wait {wait}. {AGAIN}"
     if status == 400 or "Invalid metadata" in str(error):
-        return f"{server} refuses it: {hub.TOKEN.sub('***', ' '.join(str(error).split()))}"
+        return f"{server} refuses it: {fetch.TOKEN.sub('***', ' '.join(str(error).split()))}"
     if due_to(json.JSONDecodeError):
-        return f"{server} {hub.NO_JSON}"
+        return f"{server} {fetch.NO_JSON}"
     if silence := next((cause for cause in chain if isinstance(cause, NoAnswer)), None):
         return f"{silence}. {AGAIN}"
     if status and status >= 500:
         return f"{server} is in trouble (HTTP {status}). {AGAIN}"
     if any("xet" in f"{type(cause).__module__} {cause}".lower() for cause in chain):
-        return f"{server} did not take the files by Xet ({hub.root_cause(error)}): try HF_HUB_DISABLE_XET=1. {AGAIN}"
-    return f"cannot publish to {server}{hub.via(server)}: {hub.root_cause(error)}. {AGAIN}"
+        return f"{server} did not take the files by Xet ({fetch.root_cause(error)}): try HF_HUB_DISABLE_XET=1. {AGAIN}"
+    return f"cannot publish to {server}{fetch.via(server)}: {fetch.root_cause(error)}. {AGAIN}"

@@ -10,15 +10,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from . import files, hub
+from ..catalog import CATALOG, WEIGHTS_FILE, Checkpoint, find, split_name
+from ..errors import WeightsError
+from ..factory import create_model, load_checkpoint
+from ..files import fetch, saving
+from ..files.folder import read_config, weights_in
+from ..files.saving import CONFIG_FILE, GOLDEN_FILE
+from ..layers import evaluating
+from ..train.run_folder import LOG_FILE, RECIPE_FILE, TEST_FILE
 from .cards import CARD_FILE
-from .catalog import CATALOG, WEIGHTS_FILE, Checkpoint, find, split_name
-from .errors import WeightsError
-from .factory import create_model, load_checkpoint
-from .files import CONFIG_FILE, GOLDEN_FILE
-from .folder import read_config, weights_in
-from .layers import evaluating
-from .runs import LOG_FILE, RECIPE_FILE, TEST_FILE
 
 REQUIRED = (CONFIG_FILE, WEIGHTS_FILE, GOLDEN_FILE, CARD_FILE)
 NAMES = (*REQUIRED, RECIPE_FILE, LOG_FILE, TEST_FILE)  # the files of a weights folder that is published
@@ -65,7 +65,7 @@ def check(folder: str | os.PathLike, record: Checkpoint | None = None, *, source
     with calling(folder, name):
         record = record or record_of(folder)
         weights = weights_in(folder)
-        if damage := files.damage(weights, record.sha256):
+        if damage := saving.damage(weights, record.sha256):
             raise WeightsError(f"{WEIGHTS_FILE} is not that of {record.name} in the catalog: {damage}. Fetch it again")
         if record.ours:
             _check_config(read_config(folder), record)
@@ -75,8 +75,8 @@ def check(folder: str | os.PathLike, record: Checkpoint | None = None, *, source
             raise WeightsError(f"it does not load: {error}") from error
         deviation = None
         if record.ours or (folder / GOLDEN_FILE).is_file():
-            deviation = _golden_deviation(model, files.read_checkpoint(folder / GOLDEN_FILE))
-    return Check(name, record, files.digest(weights), len(model.state_dict()), deviation)
+            deviation = _golden_deviation(model, saving.read_checkpoint(folder / GOLDEN_FILE))
+    return Check(name, record, saving.digest(weights), len(model.state_dict()), deviation)
 
 
 @contextmanager
@@ -108,12 +108,12 @@ def verify(source: str | os.PathLike) -> Check:
         revision = revision or (record.revision if record else None)
         return check(download(repo, revision, record), record, source=source)
     record = find(*split_name(source))
-    if local := hub.local_folder(record):
+    if local := fetch.local_folder(record):
         return check(local, record, source=source)
     if record.repo:
-        return check(download(hub.repo_of(record), record.revision, record), record, source=source)
-    file, model = hub.fetch(record), create_model(record.name, pretrained=True)
-    return Check(source, record, files.digest(file), len(model.state_dict()), None)
+        return check(download(fetch.repo_of(record), record.revision, record), record, source=source)
+    file, model = fetch.fetch(record), create_model(record.name, pretrained=True)
+    return Check(source, record, saving.digest(file), len(model.state_dict()), None)
 
 
 def record_of(folder: Path) -> Checkpoint:
@@ -186,27 +186,27 @@ def download(repo: str, revision: str | None, record: Checkpoint | None) -> Path
     """
     from huggingface_hub import HfApi, snapshot_download
 
-    asks = not hub.offline() and not re.fullmatch("[0-9a-f]{40}", revision or "")
-    with hub.waiting_for(hub.endpoint()):
+    asks = not fetch.offline() and not re.fullmatch("[0-9a-f]{40}", revision or "")
+    with fetch.waiting_for(fetch.endpoint()):
         try:
-            head = HfApi(endpoint=hub.endpoint()).model_info(repo, revision=revision).sha if asks else None
+            head = HfApi(endpoint=fetch.endpoint()).model_info(repo, revision=revision).sha if asks else None
             folder = snapshot_download(
                 repo,
                 revision=revision,
                 allow_patterns=list(NAMES),
-                cache_dir=hub.default_cache(),
-                endpoint=hub.endpoint(),
-                local_files_only=hub.offline(),
+                cache_dir=fetch.default_cache(),
+                endpoint=fetch.endpoint(),
+                local_files_only=fetch.offline(),
                 library_name="mnv3",
             )
         except Exception as error:  # the client, its transport and the file system each have their own
-            raise WeightsError(hub.problem(error, repo, "the weights folder", revision)) from error
+            raise WeightsError(fetch.problem(error, repo, "the weights folder", revision)) from error
     folder = Path(folder)
     commit = folder.name
     if head not in (None, commit):  # where the Hub is lost, the client takes what the cache has
-        raise WeightsError(f"{repo} was changed, or {hub.endpoint()} lost, while it was fetched: run it again")
-    hub.fetch_hub(repo, revision=commit, sha256=record.sha256 if record else None)
+        raise WeightsError(f"{repo} was changed, or {fetch.endpoint()} lost, while it was fetched: run it again")
+    fetch.fetch_hub(repo, revision=commit, sha256=record.sha256 if record else None)
     for name in NAMES:
         if name != WEIGHTS_FILE and (folder / name).is_file():
-            hub.fetch_hub(repo, name, revision=commit)
+            fetch.fetch_hub(repo, name, revision=commit)
     return folder

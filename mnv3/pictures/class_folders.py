@@ -6,9 +6,9 @@ import unicodedata
 from collections import Counter
 from pathlib import Path
 
-from .errors import DataError
-from .picture_folders import has_pictures, is_hidden, look, reasons, say
-from .picture_formats import suffixes
+from ..errors import DataError
+from .folders import has_pictures, is_hidden, look, reasons, say
+from .formats import suffixes
 
 logger = logging.getLogger(__name__)
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}

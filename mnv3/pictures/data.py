@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from ..errors import DataError, choices
+from ..train.recipe import Recipe
 from . import class_folders, images
-from .errors import DataError, choices
-from .recipe import Recipe
 
 HELD_SIDE, HELD_BYTES = 96, 2**30  # pictures up to this many pixels a side, and this much in all, are held in memory
 CIFAR = {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}

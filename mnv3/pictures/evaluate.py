@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..factory import check_pooled, class_names, transforms
+from ..files.saving import write_atomically
+from ..layers import evaluating, finite, no_answer
 from .class_folders import composed
 from .data import DataError, EvalPictures, Pictures, files_loader
-from .factory import check_pooled, class_names, transforms
-from .files import write_atomically
-from .layers import evaluating, finite, no_answer
 
 TTA = ("none", "flip")
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from .picture_formats import missing_package, suffixes
+from .formats import missing_package, suffixes
 
 logger = logging.getLogger(__name__)
 NOT_MEANT = ("__MACOSX", "Thumbs.db", "desktop.ini")  # what systems leave beside pictures, as hidden files

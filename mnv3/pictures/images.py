@@ -11,8 +11,8 @@ from typing import TypeVar
 from PIL import Image, UnidentifiedImageError
 
 from . import deep
-from .picture_folders import find, spread
-from .picture_formats import formats, suffixes, what_it_is
+from .folders import find, spread
+from .formats import formats, suffixes, what_it_is
 
 __all__ = ["PictureError", "find", "formats", "load", "size", "spread", "suffixes"]
 MAX_ASPECT = 8  # longer strips are cropped to this, around the middle: resizing them whole would take gigabytes

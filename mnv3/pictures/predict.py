@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..factory import check_pooled, class_names, transforms
+from ..layers import evaluating, finite
 from . import images
-from .factory import check_pooled, class_names, transforms
-from .layers import evaluating, finite
 
 
 class Prediction(NamedTuple):

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from . import style
+from ..figures import style
 
 BINS = 15
 

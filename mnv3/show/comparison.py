@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..figures import style
 from ..text import drawable
-from . import style
 from .points import LIBRARIES, Point, check_data, measure, points_of, read_bench
 
 ABLATION_FILE = "ablation.json"

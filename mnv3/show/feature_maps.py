@@ -10,9 +10,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..arch import Tap, taps
+from ..figures import style
 from ..layers import SqueezeExcite, evaluating
 from ..model import MobileNetV3
-from . import seen, style
+from . import inputs
 
 PARTS = ("maps", "gates")
 TEXT = (
@@ -56,7 +57,7 @@ def features(
     if what not in (None, *PARTS):
         raise ValueError(f"what={what!r}: expected {' or '.join(PARTS)}")
     with style.page(path, dark=dark):
-        model = seen.of(model)
+        model = inputs.of(model)
         if what == "gates":
             check_gates(model)
         looked = look(picture, model)
@@ -76,7 +77,7 @@ def check_gates(model: MobileNetV3) -> None:
 
 def look(picture: str | os.PathLike | Image.Image, model: MobileNetV3) -> Looked:
     """Run the network on a picture, and keep what `Looked` says."""
-    x, view = seen.picture(picture, model)
+    x, view = inputs.picture(picture, model)
     gates: dict[str, Tensor] = {}
 
     def keep(name: str, _: nn.Module, __: Any, gate: Tensor) -> None:

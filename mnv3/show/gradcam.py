@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from ..errors import choices
 from ..factory import class_names
+from ..figures import style
 from ..layers import evaluating
 from ..model import MobileNetV3
-from . import seen, style
+from . import inputs
 
 
 class Reason(NamedTuple):
@@ -64,12 +65,12 @@ def explain(picture: str | os.PathLike | Image.Image, model: nn.Module, *, class
     As that is an average, the gradient is the same at every place, and the map is what each place adds to the logit to
     first order, its sign kept.
     """
-    model = seen.of(model)
+    model = inputs.of(model)
     if not model.num_classes:
         raise ValueError("the model has no classifier (num_classes=0): nothing to explain")
     names = class_names(model) or [f"class {i}" for i in range(model.num_classes)]
     index = None if class_ is None else class_index(names, class_)
-    x, view = seen.picture(picture, model)
+    x, view = inputs.picture(picture, model)
     heat, logits = grad_cam(model, x, index)
     probs = logits[0].float().softmax(0).cpu()
     return Reason(view, heat[0], probs.argmax().item() if index is None else index, names, probs, tuple(x.shape[2:]))

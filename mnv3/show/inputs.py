@@ -6,10 +6,10 @@ import numpy as np
 from PIL import Image
 from torch import Tensor, nn
 
-from .. import images
 from ..factory import transforms
-from ..files import unwrapped
+from ..files.saving import unwrapped
 from ..model import MobileNetV3
+from ..pictures import images
 
 VIEW = 448  # pixels along a side of a picture that is shown, at least
 

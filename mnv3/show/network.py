@@ -8,9 +8,9 @@ from torch import nn
 
 from ..arch import VARIANTS, Arch, Bneck, Cost, costs, se_before_act
 from ..catalog import find, split_name
-from ..files import unwrapped
+from ..figures import style
+from ..files.saving import unwrapped
 from ..model import MobileNetV3
-from . import style
 
 NL = {"RE": "ReLU", "HS": "h-swish"}
 COLUMNS = {  # inches from the left, and which end of the text lies there

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import timm
 
-from .. import bench as benchmark, catalog
+from .. import catalog
 from ..arch import VARIANTS, count_macs
+from ..deploy import bench as benchmark
 from ..factory import load_checkpoint
-from ..recipe import load
-from ..runs import RECIPE_FILE, TEST_FILE
+from ..train.recipe import load
+from ..train.run_folder import RECIPE_FILE, TEST_FILE
 
 IMAGENET, CIFAR = "ImageNet-1k val", {"cifar10": "CIFAR-10 test", "cifar100": "CIFAR-100 test"}
 LIBRARIES = ("mnv3", "timm", "torchvision", "published")  # the last: figures of others, from a file

@@ -7,21 +7,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
 from ..arch import costs
 from ..catalog import CATALOG
 from ..factory import load_checkpoint
-from ..files import CONFIG_FILE
-from ..runs import RECIPE_FILE
+from ..figures import style
+from ..files.saving import CONFIG_FILE
 from ..text import html
-from . import style
-from .arch import BARS, COLUMNS, NOTES, block_height, draw_block, lines, shown
+from ..train.run_folder import RECIPE_FILE
+from ..version import __version__
 from .calibration import calibration
-from .compare import ablation_row, collect, rows_of
-from .features import draw_gates, draw_maps, gates_height, look, maps_height
+from .comparison import ablation_row, collect, rows_of
+from .feature_maps import draw_gates, draw_maps, gates_height, look, maps_height
+from .gradcam import draw_heat, draw_top, explain
+from .network import BARS, COLUMNS, NOTES, block_height, draw_block, lines, shown
 from .points import point
-from .run import PARTS, Results, calibration_rows, confusion_rows, curve_rows, mistake_rows, picture, read, worst
-from .why import draw_heat, draw_top, explain
+from .training import PARTS, Results, calibration_rows, confusion_rows, curve_rows, mistake_rows, picture, read, worst
 
 ENDINGS = (".html", ".htm")
 EXPLAINED = 2  # right answers, and as many mistakes

@@ -15,13 +15,14 @@ import numpy as np
 from PIL import Image
 from torch import Tensor, nn
 
-from .. import data, images
-from ..evaluate import probabilities
 from ..factory import load_checkpoint
-from ..files import CONFIG_FILE
-from ..recipe import Recipe, load
-from ..runs import LOG_FILE, RECIPE_FILE, TEST_FILE
-from . import calibration, panels, style
+from ..figures import panels, style
+from ..files.saving import CONFIG_FILE
+from ..pictures import data, images
+from ..pictures.evaluate import probabilities
+from ..train.recipe import Recipe, load
+from ..train.run_folder import LOG_FILE, RECIPE_FILE, TEST_FILE
+from . import calibration
 
 logger = logging.getLogger(__name__)
 PARTS = ("curves", "confusion", "calibration", "mistakes")

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from .arch import count_macs, count_params
-from .deploy.timing import interleaved
-from .errors import choices
-from .factory import load_checkpoint
-from .files import write_atomically
+from ..arch import count_macs, count_params
+from ..deploy.timing import interleaved
+from ..errors import choices
+from ..factory import load_checkpoint
+from ..files.saving import write_atomically
 from .finetune import finetune
 from .recipe import load
 

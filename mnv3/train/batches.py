@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from . import data
-from .data import Augment, Pictures
+from ..pictures import data
+from ..pictures.data import Augment, Pictures
 from .recipe import Recipe
 
 

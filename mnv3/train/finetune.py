@@ -19,16 +19,18 @@ import torch.nn.functional as F
 from safetensors.torch import save as as_bytes
 from torch import Tensor, nn
 
-from . import data, ingredients, optimizers, progress, visualize
+from ..errors import TrainingStopped, WeightsError
+from ..figures import charts
+from ..files.saving import plain_tensors, read_checkpoint, weights_files, write_atomically
+from ..layers import BN_EPS, set_bn_eps
+from ..pictures import data
+from ..pictures.evaluate import Metrics, evaluate
+from . import ingredients, optimizers, progress
 from .batches import Batches
-from .errors import TrainingStopped, WeightsError
-from .evaluate import Metrics, evaluate
-from .files import plain_tensors, read_checkpoint, weights_files, write_atomically
 from .folder_lock import locked
 from .inventory import inventory
-from .layers import BN_EPS, set_bn_eps
 from .recipe import Recipe, load, make
-from .runs import TEST_FILE, Run
+from .run_folder import TEST_FILE, Run
 
 logger = logging.getLogger(__name__)
 MAX_SKIPPED = 20  # updates in a row without a finite gradient, after which a smaller loss scale will not help
@@ -254,10 +256,10 @@ class Training:
                 with self.files.writing(folder / name) as file:
                     write_atomically(file, content)
             with self.files.writing(folder / "curves.png") as file:
-                visualize.curves(self.history, file)
+                charts.curves(self.history, file)
             if metrics:
                 with self.files.writing(folder / "confusion.png") as file:
-                    visualize.confusion(metrics.confusion, metrics.classes, file)
+                    charts.confusion(metrics.confusion, metrics.classes, file)
                 with self.files.writing(folder / TEST_FILE) as file:
                     metrics.save(file)
                 logger.info("test top-1 %.2f %%, top-5 %.2f %%, loss %.4f", metrics.top1, metrics.top5, metrics.loss)

@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..catalog import checkpoints, find, split_name
+from ..deploy.folding import fuse
+from ..factory import create_model, load_checkpoint
+from ..layers import BN_EPS, set_bn_eps
+from ..model import MobileNetV3
 from .batches import Batches
-from .catalog import checkpoints, find, split_name
-from .deploy.fuse import fuse
-from .factory import create_model, load_checkpoint
-from .layers import BN_EPS, set_bn_eps
-from .model import MobileNetV3
 from .recipe import Recipe
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .data import Pictures
+from ..pictures.data import Pictures
 
 SPLITS = ("train", "val")
 HELD = {True: "held in memory (small ones, all of one size)", False: "read file by file"}

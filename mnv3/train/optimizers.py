@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .errors import choices
+from ..errors import choices
 from .recipe import Recipe
 
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import choices
 from . import recipe_yaml
-from .errors import choices
 
 FOLDER = Path(__file__).resolve().parent / "recipes"
 

@@ -28,8 +28,8 @@ import torch
 from safetensors.torch import save as as_bytes
 from torch import Tensor
 
-from .errors import TrainingStopped, WeightsError
-from .files import digest, plain_tensors, read_checkpoint, write_atomically
+from ..errors import TrainingStopped, WeightsError
+from ..files.saving import digest, plain_tensors, read_checkpoint, write_atomically
 from .folder_lock import LOCK_FILE
 from .inventory import difference
 from .recipe import Recipe, load

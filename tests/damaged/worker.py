@@ -65,10 +65,10 @@ def open_folder(path: Path) -> torch.Tensor:
 
 def open_foreign(path: Path) -> torch.Tensor:
     """What `mnv3 convert` reads of other frameworks."""
-    from mnv3 import foreign
+    from mnv3.convert import reading
 
     file = next(path.glob("*.index")) if path.is_dir() else path
-    found = foreign.read(file)
+    found = reading.read(file)
     if found is None:  # it does not look like one of theirs any more
         return open_weights(file)
     model = mnv3.create_model(found.arch, **found.options)

@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .. import images
-from ..deploy.runtime import quiet
-from ..errors import WeightsError
-from ..factory import create_model, transforms
-from ..layers import evaluating
-from . import Foreign
-from .tflite import Found, find, foreign_of
-from .tflite_file import TYPES
+from ...deploy.runtime import quiet
+from ...errors import WeightsError
+from ...factory import create_model, transforms
+from ...layers import evaluating
+from ...pictures import images
+from ..foreign import Foreign
+from .file import TYPES
+from .network import Found, find, foreign_of
 
 PICTURES = 64  # of 224 pixels; more change the result by less than they take
 NEWTON_STEPS = 4  # of a piecewise linear function: the last ones change nothing
@@ -41,7 +41,7 @@ def calibrated(path: str | os.PathLike, pictures: str | os.PathLike | Sequence[s
 
     Raises:
         ValueError: There are fewer than 2 pictures, or the file is not quantised.
-        WeightsError: As for `foreign.read`, or LiteRT cannot run the file.
+        WeightsError: As for `reading.read`, or LiteRT cannot run the file.
         ImportError: LiteRT is not installed.
     """
     path = Path(path)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import WeightsError
+from ...errors import WeightsError
 
 MAX_BYTES = 1 << 29
 MAX_OPERATORS = 2000  # MobileNetV3-Large has 220 or fewer

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..arch import Arch, Bneck
-from ..catalog import HALF
-from ..errors import WeightsError
-from ..layers import BN_EPS
-from . import Foreign, named
-from .tflite_file import TYPES, Graph, Tensor, read_graph
-from .tflite_layers import recognise
-from .tflite_values import GRID, UNARY, Layer, Node, Value, same
+from ...arch import Arch, Bneck
+from ...catalog import HALF
+from ...errors import WeightsError
+from ...layers import BN_EPS
+from ..foreign import Foreign, named
+from .file import TYPES, Graph, Tensor, read_graph
+from .operators import recognise
+from .values import GRID, UNARY, Layer, Node, Value, same
 
 CURVES = {"RE": UNARY["RELU"](GRID), "HS": UNARY["HARD_SWISH"](GRID)}
 CLOSE = 0.01  # of a curve; constants of 8 bits are that exact, and the functions differ by more
@@ -52,7 +52,7 @@ def read(path: str | os.PathLike) -> Foreign:
 
 
 def foreign_of(path: Path, found: Found) -> Foreign:
-    """What was found in a file, as `foreign.read` returns it."""
+    """What was found in a file, as `reading.read` returns it."""
     arch, options = named(found.table, found.pad_type)
     options |= {"num_classes": len(found.layers["classifier"].bias), "in_chans": found.layers["stem"].weight.shape[1]}
     if found.se_order != "act-se":
@@ -335,7 +335,7 @@ def _scaling(entry: Tensor, input: Node, channels: int) -> tuple[np.ndarray, np.
 
 
 def _beside(path: Path) -> dict[str, Any]:
-    from ..deploy.seal import read
+    from ...deploy.seal import read
 
     try:
         said = json.loads(read(path).text)

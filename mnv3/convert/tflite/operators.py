@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..errors import WeightsError
-from .tflite_file import Graph, Operator, Tensor
-from .tflite_values import BINARY, FUSED, STRAIGHT, UNARY, Layer, Node, Value
+from ...errors import WeightsError
+from .file import Graph, Operator, Tensor
+from .values import BINARY, FUSED, STRAIGHT, UNARY, Layer, Node, Value
 
 LAYERS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 MAX_SIDE = 4096  # pixels of a picture

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .tflite_file import Tensor
+from .file import Tensor
 
 GRID = np.linspace(-12, 12, 769)  # steps of 1/32, with the corners of relu, relu6 and both hard functions on it
 STRAIGHT = (0, 1, 2, 3)  # axes in TFLite's order, NHWC

@@ -9,19 +9,19 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .. import images
-from ..data import Pictures
-from ..errors import ExportError, choices
-from ..evaluate import evaluate as measure
-from ..factory import transforms
-from ..files import unwrapped
-from ..layers import evaluating
-from . import int8, runtime
-from .drafts import draft, failed, size_of
-from .export import affordable, check_model, check_new, deployable, describe, format_named, side, weight_bytes
-from .formats import attach
-from .runtime import quiet
-from .seal import seal
+from ...errors import ExportError, choices
+from ...factory import transforms
+from ...files.saving import unwrapped
+from ...layers import evaluating
+from ...pictures import images
+from ...pictures.data import Pictures
+from ...pictures.evaluate import evaluate as measure
+from .. import int8, runtime
+from ..drafts import draft, failed, size_of
+from ..exporter import affordable, check_model, check_new, deployable, describe, format_named, side, weight_bytes
+from ..formats import attach
+from ..runtime import quiet
+from ..seal import seal
 
 logger = logging.getLogger(__name__)
 COUNT = 400  # pictures to calibrate on, if there are so many and memory holds them
