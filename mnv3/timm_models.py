@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from .arch import VARIANTS, Arch, as_arch, dilate
 from .catalog import CATALOG, Checkpoint, checkpoints, find
 from .errors import WeightsError
-from .files import fetch, folder, saving, trained
-from .files.conversion import LAYOUTS, convert_state_dict
+from .files import checkpoint, fetch, folder, saving, trained
+from .files.conversion import convert_state_dict
+from .files.layouts import LAYOUTS
 from .files.schema import SOURCES
 from .layers import BN_EPS, set_bn_eps
 from .model import MobileNetV3
@@ -190,7 +191,7 @@ def _with_weights(
         in_chans: The channels that the weights are said to have.
     """
     if cfg.state_dict:  # given with pretrained_cfg_overlay, it comes before any file, as in timm
-        path, found = cfg.file or "the state dict", saving.family_of(cfg.state_dict)
+        path, found = cfg.file or "the state dict", checkpoint.family_of(cfg.state_dict)
     else:
         path = fetch.locate(cfg, cache_dir=cache_dir)
         found, training = trained.read(path)

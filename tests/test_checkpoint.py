@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 import mnv3
 from mnv3 import WeightsError, arch, convert_state_dict
 from mnv3.catalog import WEIGHTS_FILE
-from mnv3.files import archives, saving
-from mnv3.files.saving import family_of, read_checkpoint, read_family
+from mnv3.files import archives, checkpoint
+from mnv3.files.checkpoint import family_of, read_checkpoint, read_family
 
 TINY = mnv3.Arch(
     stem=8, rows=(mnv3.Bneck(3, 16, 8, True, "RE", 2), mnv3.Bneck(5, 24, 16, True, "HS", 2)), last=32, head=40
@@ -233,12 +233,12 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(tmp_path, model):
 def test_a_download_with_a_flipped_bit_is_damaged(tmp_path, model):
     file = tmp_path / "x.pth"
     torch.save(model.state_dict(), file)
-    assert saving.damage(file) is None
+    assert checkpoint.damage(file) is None
     data = bytearray(file.read_bytes())
     at = data.index(model.state_dict()["stem.conv.weight"].numpy().tobytes())
     data[at] ^= 1
     file.write_bytes(data)
-    assert "the zip archive is damaged: Bad CRC-32" in saving.damage(file)
+    assert "the zip archive is damaged: Bad CRC-32" in checkpoint.damage(file)
 
 
 def test_older_files_of_torch_save_load(tmp_path, model):

@@ -12,7 +12,9 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from mnv3.pictures import data
-from mnv3.pictures.data import Augment, DataError, Pictures, TrainFiles
+from mnv3.pictures.data import DataError, Pictures
+from mnv3.train import examples
+from mnv3.train.examples import Augment, TrainFiles
 from mnv3.train.recipe import Recipe
 
 NONE, ONE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
@@ -117,7 +119,7 @@ def test_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     write(tmp_path / "pets" / "train")
     write(tmp_path / "pets" / "test")
-    assert sorted(data.splits(recipe(data="~/pets"))) == ["test", "train"]
+    assert sorted(examples.splits(recipe(data="~/pets"))) == ["test", "train"]
 
 
 def test_bad_folders(tmp_path):
@@ -148,21 +150,21 @@ def test_broken_picture_among_small_ones(tmp_path, content, name):
 
 def test_splits(tmp_path):
     folder = write(tmp_path / "train")
-    assert list(data.splits(recipe(data=folder))) == ["train"]
+    assert list(examples.splits(recipe(data=folder))) == ["train"]
     write(tmp_path / "test", count=2)
     write(tmp_path / "val", count=1)
-    found = data.splits(recipe(data=folder, val_fraction=0.5))
+    found = examples.splits(recipe(data=folder, val_fraction=0.5))
     assert {name: len(pictures) for name, pictures in found.items()} == {"train": 6, "val": 2, "test": 4}
     write(tmp_path / "val", classes=("bird",))
     with pytest.raises(DataError, match=f"{folder}: train and val have different classes: bird$"):
-        data.splits(recipe(data=folder))
+        examples.splits(recipe(data=folder))
 
 
 def test_different_classes(tmp_path):
     folder = write(tmp_path / "train", classes="abcdef")
     write(tmp_path / "test", classes="ghijkl")
     with pytest.raises(DataError, match=f"{folder}: train and test have different classes: a, b, c, d, e ...$"):
-        data.splits(recipe(data=folder))
+        examples.splits(recipe(data=folder))
 
 
 # Validation pictures
@@ -173,8 +175,8 @@ def test_held_out(tmp_path, fraction, counts):
     write(tmp_path / "train", classes=("cat",), count=10)
     folder = write(tmp_path / "train", classes=("dog",), count=3)
     whole = data.load(folder, "train")
-    found = data.splits(recipe(data=folder, val_fraction=fraction))
-    again = data.splits(recipe(data=folder, val_fraction=fraction, seed=1))
+    found = examples.splits(recipe(data=folder, val_fraction=fraction))
+    again = examples.splits(recipe(data=folder, val_fraction=fraction, seed=1))
     assert found["val"].labels.bincount().tolist() == counts
     assert found["val"].classes == whole.classes
     for name in found:
@@ -188,7 +190,7 @@ def test_too_few_to_hold_one_out(tmp_path):
     write(tmp_path / "train", classes=("cat",), count=10)
     folder = write(tmp_path / "train", classes=("dog",), count=1)
     with pytest.raises(DataError, match="class dog: has 1 picture, too few to hold one out: set val_fraction to 0"):
-        data.splits(recipe(data=folder, val_fraction=0.1))
+        examples.splits(recipe(data=folder, val_fraction=0.1))
 
 
 # CIFAR
@@ -206,7 +208,7 @@ def test_cifar_as_torchvision_gives_it(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "cifar10" / "val")  # a folder of this name is not looked into
-    found = data.splits(recipe(data="cifar10", data_dir="~/x", download=True, val_fraction=0.4))
+    found = examples.splits(recipe(data="cifar10", data_dir="~/x", download=True, val_fraction=0.4))
     assert calls == [(str(tmp_path / "x"), True, True), (str(tmp_path / "x"), False, True)]
     assert {name: len(pictures) for name, pictures in found.items()} == {"train": 4, "val": 2, "test": 4}
     test = found["test"]
@@ -245,11 +247,14 @@ def labels(count, classes=2) -> torch.Tensor:
 @pytest.mark.parametrize("parts", [1, 2, 3])
 def test_order_is_complete_and_disjoint(parts):
     kwargs = {"batch": 4, "parts": parts, "seed": 0}
-    found = data.order(labels(24), epoch=0, **kwargs)
+    found = examples.order(labels(24), epoch=0, **kwargs)
     assert found.shape == (24 // (4 * parts), parts, 4)
     assert found.flatten().sort().values.tolist() == list(range(24))
-    assert torch.equal(found, data.order(labels(24), epoch=0, **kwargs))
-    for other in (data.order(labels(24), epoch=1, **kwargs), data.order(labels(24), epoch=0, **(kwargs | {"seed": 1}))):
+    assert torch.equal(found, examples.order(labels(24), epoch=0, **kwargs))
+    for other in (
+        examples.order(labels(24), epoch=1, **kwargs),
+        examples.order(labels(24), epoch=0, **(kwargs | {"seed": 1})),
+    ):
         assert not torch.equal(found, other)
         assert other.unique().numel() == 24
 
@@ -258,24 +263,24 @@ def test_order_is_complete_and_disjoint(parts):
     ("count", "batch", "parts", "shape"), [(9, 16, 1, (1, 1, 8)), (10, 8, 2, (1, 2, 4)), (24, 8, 1, (3, 1, 8))]
 )
 def test_order_of_an_even_number(count, batch, parts, shape):
-    found = data.order(labels(count), batch=batch, parts=parts, seed=0, epoch=0, even=True)
+    found = examples.order(labels(count), batch=batch, parts=parts, seed=0, epoch=0, even=True)
     assert found.shape == shape
     assert len(found.unique()) == found.numel()
     with pytest.raises(DataError, match="too few"):
-        data.order(labels(3), batch=8, parts=2, seed=0, epoch=0, even=True)
+        examples.order(labels(3), batch=8, parts=2, seed=0, epoch=0, even=True)
 
 
 def test_order_does_not_depend_on_the_number_of_parts():
     """Two processes see together what one sees with twice the batch."""
-    one, two = (data.order(labels(32), batch=16 // parts, parts=parts, seed=3, epoch=2) for parts in (1, 2))
+    one, two = (examples.order(labels(32), batch=16 // parts, parts=parts, seed=3, epoch=2) for parts in (1, 2))
     assert torch.equal(one.flatten(), two.flatten())
 
 
 def test_order_leaves_the_global_generators_alone():
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    data.order(labels(10), batch=2, parts=1, seed=0, epoch=0)
-    data.order(labels(10), batch=2, parts=1, seed=0, epoch=0, balance=True)
+    examples.order(labels(10), batch=2, parts=1, seed=0, epoch=0)
+    examples.order(labels(10), batch=2, parts=1, seed=0, epoch=0, balance=True)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -291,7 +296,7 @@ def test_order_leaves_the_global_generators_alone():
 )
 def test_what_does_not_fill_an_update(count, batch, parts, shape):
     """A last batch of one picture would be the end of batch norm."""
-    epochs = [data.order(labels(count), batch=batch, parts=parts, seed=0, epoch=epoch) for epoch in range(60)]
+    epochs = [examples.order(labels(count), batch=batch, parts=parts, seed=0, epoch=epoch) for epoch in range(60)]
     assert {found.shape for found in epochs} == {shape}
     assert all(found.unique().numel() == found.numel() for found in epochs)
     assert torch.cat(epochs).unique().numel() == count, "others are left out in each epoch"
@@ -301,18 +306,18 @@ def test_what_does_not_fill_an_update(count, batch, parts, shape):
 @pytest.mark.parametrize("balance", [False, True])
 def test_too_few_pictures(count, batch, parts, balance):
     with pytest.raises(DataError, match=f"{count} training pictures are too few: .* in each of {parts} batches"):
-        data.order(labels(count), batch=batch, parts=parts, seed=0, epoch=0, balance=balance)
+        examples.order(labels(count), batch=batch, parts=parts, seed=0, epoch=0, balance=balance)
 
 
 def test_balance():
     uneven = torch.tensor([0] * 9000 + [1] * 900 + [2] * 100)
     kwargs = {"batch": 100, "parts": 1, "seed": 0, "balance": True}
-    found = data.order(uneven, epoch=0, **kwargs)
+    found = examples.order(uneven, epoch=0, **kwargs)
     assert found.shape == (100, 1, 100)
     shares = uneven[found.flatten()].bincount() / 10000
     assert shares.tolist() == pytest.approx([1 / 3] * 3, abs=0.02)
-    assert torch.equal(found, data.order(uneven, epoch=0, **kwargs))
-    assert not torch.equal(found, data.order(uneven, epoch=1, **kwargs))
+    assert torch.equal(found, examples.order(uneven, epoch=0, **kwargs))
+    assert not torch.equal(found, examples.order(uneven, epoch=1, **kwargs))
 
 
 # Random numbers
@@ -325,7 +330,7 @@ def draws() -> tuple:
 def test_seed_all():
     found = []
     for key in ((0,), (1,), (0, 1), (1, 0, 0, 0, 5), (0,)):
-        data.seed_all(*key)
+        examples.seed_all(*key)
         found.append(draws())
     assert found[0] == found[-1]
     for generator in zip(*found[:-1], strict=True):
@@ -348,7 +353,7 @@ def candidates(x, shift, flip) -> torch.Tensor:
 @pytest.mark.parametrize(("crop", "size"), [(1, (4, 5)), (2, (4, 5)), (9, (3, 4)), (0, (4, 5))])
 def test_crop(crop, size, flip):
     """Each is one of the shifted and mirrored pictures, by its own draw, and every one of these comes up."""
-    data.seed_all(0)
+    examples.seed_all(0)
     x = pixels(3, *size)
     possible, ways = candidates(x, min(crop, min(size) - 1), flip).unique(dim=0, return_counts=True)
     found = augment(crop=crop, flip=flip).crop(x.expand(1000, 3, *size))
@@ -360,12 +365,12 @@ def test_crop(crop, size, flip):
 
 
 def test_crop_of_different_pictures():
-    data.seed_all(0)
+    examples.seed_all(0)
     x = pixels(16, 3, 4, 4)
     found = augment(crop=2).crop(x)
     for one, picture in zip(found, x, strict=True):
         assert (candidates(picture, 2, True) == one).flatten(1).all(1).any(), "pictures keep their place"
-    data.seed_all(0)
+    examples.seed_all(0)
     assert torch.equal(augment(crop=2).crop(x), found)
     assert not torch.equal(augment(crop=2).crop(x), found)
 
@@ -391,7 +396,7 @@ def test_resize(size):
     expected = F.interpolate(x.float(), size=(size, size), mode="bilinear", antialias=True)
     assert torch.equal(found, expected / 255)
     square = x[..., :6, :].float()
-    assert data.resize(square, 6) is square
+    assert examples.resize(square, 6) is square
 
 
 def test_normalisation_default_range():
@@ -406,12 +411,12 @@ def test_normalisation_default_range():
 
 def test_erasing():
     x, cpu = pixels(64, 3, 8, 8), torch.device("cpu")
-    data.seed_all(0)
+    examples.seed_all(0)
     found = augment(crop=0, flip=False, erase=0.5).batch(x, 8, cpu)
     changed = (found != x / 255).any(1)
     assert 16 < changed.flatten(1).any(1).sum() < 48
     assert changed.flatten(1).float().mean(1).max() < 0.6, "a part of each"
-    data.seed_all(0)
+    examples.seed_all(0)
     assert torch.equal(augment(crop=0, flip=False, erase=0.5).batch(x, 8, cpu), found)
     assert (augment(crop=0, flip=False, erase=1).batch(x, 8, cpu) != x / 255).flatten(1).any(1).sum() > 60
 
@@ -419,12 +424,12 @@ def test_erasing():
 @pytest.mark.parametrize("policy", ["trivial", "rand"])
 def test_policies(policy):
     x, cpu = pixels(3, 16, 16).expand(12, 3, 16, 16), torch.device("cpu")
-    data.seed_all(0)
+    examples.seed_all(0)
     augmented = augment(crop=0, flip=False, augment=policy)
     found = augmented.batch(x, 16, cpu)
     assert (found.dtype, found.shape) == (torch.float32, x.shape)
     assert found.flatten(1).unique(dim=0).shape[0] > 6, "each by its own draw"
-    data.seed_all(0)
+    examples.seed_all(0)
     assert torch.equal(augmented.batch(x, 16, cpu), found)
 
 

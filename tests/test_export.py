@@ -28,7 +28,7 @@ from mnv3.arch import VARIANTS
 from mnv3.cli import main
 from mnv3.deploy import FORMATS, export, load, runtime
 from mnv3.errors import ExportError, WeightsError
-from mnv3.files import saving as weight_files
+from mnv3.files import checkpoint as weight_files
 from mnv3.pictures.data import Pictures
 from mnv3.pictures.evaluate import evaluate
 

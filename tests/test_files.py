@@ -21,9 +21,10 @@ from safetensors.torch import load_file, save_file
 import mnv3
 from mnv3.catalog import WEIGHTS_FILE
 from mnv3.errors import WeightsError
-from mnv3.files import saving
+from mnv3.files import checkpoint, saving
+from mnv3.files.checkpoint import read_checkpoint
 from mnv3.files.folder import read_config, weights_in
-from mnv3.files.saving import CONFIG_FILE, GOLDEN_FILE, read_checkpoint
+from mnv3.files.saving import CONFIG_FILE, GOLDEN_FILE
 
 TENSORS = {
     "a": torch.arange(6.0).reshape(2, 3),
@@ -165,7 +166,7 @@ def test_what_is_no_weights_is_named(tmp_path, name, suffix):
     data, message = NOT_WEIGHTS[name]
     file = tmp_path / f"x{suffix}"
     file.write_bytes(data)
-    assert saving.damage(file) is not None  # so that a download of it is not kept
+    assert checkpoint.damage(file) is not None  # so that a download of it is not kept
     with pytest.raises(WeightsError, match=f"/x{suffix}: .*{message}"):
         read_checkpoint(file)
 
@@ -174,9 +175,9 @@ def test_what_is_no_weights_is_named(tmp_path, name, suffix):
 def test_a_cut_zip_is_damaged(tmp_path, cut):
     file = tmp_path / "x.pth"
     torch.save(TENSORS, file)
-    assert saving.damage(file) is None
+    assert checkpoint.damage(file) is None
     file.write_bytes(file.read_bytes()[: int(file.stat().st_size * cut)])
-    assert "not a whole file" in saving.damage(file)
+    assert "not a whole file" in checkpoint.damage(file)
     with pytest.raises(WeightsError, match="not a whole file of weights, .* bytes; it starts as a zip"):
         read_checkpoint(file)
 
@@ -186,15 +187,15 @@ def test_missing_files(tmp_path):
         read_checkpoint(tmp_path / "nothing.pth")
     with pytest.raises(WeightsError, match=f"no file of weights at {tmp_path}"):
         read_checkpoint(tmp_path)
-    assert "No such file" in saving.damage(tmp_path / "nothing.pth")
+    assert "No such file" in checkpoint.damage(tmp_path / "nothing.pth")
 
 
 def test_digest(good):
     expected = hashlib.sha256(good.read_bytes()).hexdigest()
-    assert saving.digest(good) == expected
-    assert saving.damage(good, expected) is None
-    assert saving.damage(good, expected[:8]) is None
-    problem = saving.damage(good, "0" * 64)
+    assert checkpoint.digest(good) == expected
+    assert checkpoint.damage(good, expected) is None
+    assert checkpoint.damage(good, expected[:8]) is None
+    problem = checkpoint.damage(good, "0" * 64)
     assert problem == f"expected sha256 000000000000, found {expected[:12]} in {good.stat().st_size} bytes"
 
 

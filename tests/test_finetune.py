@@ -23,7 +23,7 @@ from torch import nn
 
 import mnv3
 from mnv3.errors import TrainingStopped
-from mnv3.train import ingredients, optimizers, recipe
+from mnv3.train import ingredients, optimizers, processes, recipe
 from mnv3.train.finetune import Training, finetune
 from mnv3.train.recipe import Recipe
 
@@ -362,7 +362,7 @@ def test_gradients_are_clipped_once_an_update(plain, tmp_path, monkeypatch):
 
 def scaled(monkeypatch, scale):
     """Float32 training behind a loss scaler, as float16 on a GPU has it."""
-    group = ingredients.process_group
+    group = processes.process_group
 
     def with_scaler(precision):
         accelerator = group("no")

@@ -12,7 +12,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 import mnv3
 from mnv3.convert import writing
-from mnv3.files.saving import digest
+from mnv3.files.checkpoint import digest
 
 
 def test_equal_outputs(arch_name):

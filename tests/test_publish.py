@@ -24,7 +24,7 @@ from mnv3 import WeightsError, catalog
 from mnv3.catalog import find
 from mnv3.cli import main
 from mnv3.errors import PublishError
-from mnv3.files import fetch
+from mnv3.files import checkpoint, fetch
 from mnv3.hub import publish, verify
 
 NAME = "mnv3_small_cifar.cifar10"
@@ -527,7 +527,7 @@ def test_what_is_pushed_is_what_was_checked(server, folder, monkeypatch):
 
     monkeypatch.setattr(publish, "check", then_changed)
     publish.push(folder)
-    assert fetch.digest(server.snapshot(REPO, "main")[1] / "model.safetensors") == RECORD.sha256
+    assert checkpoint.digest(server.snapshot(REPO, "main")[1] / "model.safetensors") == RECORD.sha256
 
 
 def test_weights_of_others_are_not_pushed(server, folder, monkeypatch, tmp_path):
@@ -661,7 +661,7 @@ def test_pull_of_timms(server, tmp_path, monkeypatch):
     theirs = randomize(timm.create_model("mobilenetv3_small_050"))
     record = find("mnv3_small_050")
     timm.models.save_for_hf(theirs, str(server.folder / record.repo), safe_serialization=True)
-    record = dataclasses.replace(record, sha256=fetch.digest(server.folder / record.repo / "model.safetensors"))
+    record = dataclasses.replace(record, sha256=checkpoint.digest(server.folder / record.repo / "model.safetensors"))
     for module in (fetch, verify, catalog):
         monkeypatch.setattr(module, "CATALOG", (record,))
     x = torch.randn(1, 3, 64, 64)
@@ -679,7 +679,7 @@ def test_pull_of_a_url(server, tmp_path, monkeypatch):
     file = server.folder / "m.pth"
     torch.save(theirs.state_dict(), file)
     record = find("mnv3_small", "tv_in1k")
-    record = dataclasses.replace(record, url=f"{server.url}/m.pth", sha256=fetch.digest(file))
+    record = dataclasses.replace(record, url=f"{server.url}/m.pth", sha256=checkpoint.digest(file))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "torch"))
     for module in (fetch, verify, catalog):
         monkeypatch.setattr(module, "CATALOG", (record,))

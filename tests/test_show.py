@@ -31,8 +31,9 @@ from mnv3.show.comparison import collect
 from mnv3.show.feature_maps import look
 from mnv3.show.gradcam import class_index, grad_cam
 from mnv3.show.network import lines
-from mnv3.show.training import read, worst
+from mnv3.show.training import worst
 from mnv3.timm_models import VARIANTS
+from mnv3.train.results import read
 
 pytest.importorskip("matplotlib")
 SHIP = ROOT / "docs" / "ship.jpg"

@@ -12,7 +12,7 @@ import mnv3
 from mnv3.arch import VARIANTS, count_macs
 from mnv3.catalog import CATALOG, ORG
 from mnv3.cli import main
-from mnv3.files import fetch, saving
+from mnv3.files import checkpoint, fetch
 from mnv3.files.folder import read_config
 from mnv3.train import recipe
 
@@ -39,7 +39,7 @@ def test_folder_is_whole_and_the_catalogs(record):
         "recipe.yaml",
         "test.json",
     }
-    assert saving.digest(folder(record) / "model.safetensors") == record.sha256
+    assert checkpoint.digest(folder(record) / "model.safetensors") == record.sha256
     found = fetch.local_folder(record)  # in the checkout, or in the wheel that is installed
     assert (found / "model.safetensors").read_bytes() == (folder(record) / "model.safetensors").read_bytes()
     config = read_config(folder(record))

@@ -2,14 +2,12 @@
 
 import argparse
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from .. import arch, catalog
 from ..text import terminal
-
-Command = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
+from .arguments import Command
 
 
 def add_commands(command: Command) -> None:
@@ -61,7 +59,7 @@ def _eps(text: str) -> float:
 def convert(args: argparse.Namespace) -> int:
     """`mnv3 convert IN OUT [--arch A]`."""
     from ..convert import reading
-    from ..files import saving
+    from ..files import checkpoint, saving
 
     if args.arch:
         catalog.split_name(args.arch)
@@ -76,7 +74,7 @@ def convert(args: argparse.Namespace) -> int:
     model = _foreign(args, kind) if kind else _checkpoint(args)
     folder = saving.save(model, args.out, exist_ok=args.force)
     name = args.arch or model.pretrained_cfg["architecture"]
-    sha256 = saving.digest(folder / saving.WEIGHTS_FILE)
+    sha256 = checkpoint.digest(folder / saving.WEIGHTS_FILE)
     print(terminal(f"wrote {folder}: {name}, {model.num_classes} classes, sha256 {sha256}"))
     return 0
 
@@ -85,7 +83,7 @@ def _export(args: argparse.Namespace, kind: str | None) -> int:
     """`mnv3 convert IN OUT.safetensors --to timm|torchvision`."""
     from ..convert import writing
     from ..factory import create_model, load_checkpoint
-    from ..files import saving
+    from ..files import checkpoint
 
     if kind:
         model = _foreign(args, kind)
@@ -96,7 +94,7 @@ def _export(args: argparse.Namespace, kind: str | None) -> int:
     else:
         model = _checkpoint(args)
     target = writing.write(model, args.to, args.out, exist_ok=args.force)
-    print(terminal(f"wrote {args.out}: for {target}, sha256 {saving.digest(args.out)}"))
+    print(terminal(f"wrote {args.out}: for {target}, sha256 {checkpoint.digest(args.out)}"))
     return 0
 
 

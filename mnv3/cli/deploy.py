@@ -1,34 +1,18 @@
 """The commands `mnv3 export`, `quantize` and `bench`."""
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-Command = Callable[..., argparse.ArgumentParser]
-MODEL_HELP = "a name of `mnv3 list --pretrained`, hf-hub:NAMESPACE/NAME, or weights"
+from .arguments import MODEL_HELP, Command, model_of, positive
 
 
-def model_of(name: str, arch: str | None = None, *, use_ema: bool | None = None) -> Any:
-    """The model that a command names: its own weights from files, an exported file, or published weights."""
-    from ..deploy import runtime
-    from ..factory import create_model, load_checkpoint
-
-    path = Path(name)
-    exported = path.exists() and runtime.format_of(path)
-    if use_ema is not None and (exported or not path.exists()):
-        raise ValueError(f"--ema and --no-ema are for files and folders of weights, not {name}")
-    if exported:
-        return runtime.load(path)
-    return load_checkpoint(path, model=arch, use_ema=use_ema) if path.exists() else create_model(name, pretrained=True)
-
-
-def add_commands(command: Command, positive: Callable[[str], int]) -> None:
+def add_commands(command: Command) -> None:
     """Add these commands to the command line's parser."""
     sub = command(
         "export", run_export, "Write a model for another runtime, after a check that it gives the same there."
     )
-    _add_model_and_file(sub, positive, "pt2, torchscript, onnx, openvino, executorch, tflite, ncnn or coreml", "ARCH")
+    _add_model_and_file(sub, "pt2, torchscript, onnx, openvino, executorch, tflite, ncnn or coreml", "ARCH")
     sub.add_argument("--batch", type=positive, default=1, metavar="N", help="pictures at a time (1)")
     sub.add_argument("--dynamic", default="", metavar="batch,size", help="what may differ from call to call")
     sub.add_argument("--normalize", action="store_true", help="take bytes: put mean and std into the graph")
@@ -38,7 +22,7 @@ def add_commands(command: Command, positive: Callable[[str], int]) -> None:
     sub.add_argument("--force", action="store_true", help="replace the file if it is there")
 
     sub = command("quantize", run_quantize, "Write a model with 8-bit integers, if it keeps its accuracy.")
-    _add_model_and_file(sub, positive, "onnx, openvino, executorch, tflite or pt2", "ARCH.int8")
+    _add_model_and_file(sub, "onnx, openvino, executorch, tflite or pt2", "ARCH.int8")
     sub.add_argument(
         "--calibrate", required=True, nargs="+", metavar="FILE|FOLDER", help="pictures like those that it will see"
     )
@@ -72,7 +56,7 @@ def add_commands(command: Command, positive: Callable[[str], int]) -> None:
     sub.add_argument("--png", type=Path, metavar="FILE", help="write a picture of the latencies")
 
 
-def _add_model_and_file(sub: argparse.ArgumentParser, positive: Callable[[str], int], formats: str, name: str) -> None:
+def _add_model_and_file(sub: argparse.ArgumentParser, formats: str, name: str) -> None:
     """What `_model_and_file` reads, and the size."""
     sub.add_argument("model", metavar="ARCH[.TAG]|FOLDER|FILE", help=MODEL_HELP)
     sub.add_argument("--to", required=True, metavar="FORMAT", help=formats)
@@ -133,7 +117,7 @@ def run_bench(args: argparse.Namespace) -> int:
     """`mnv3 bench [MODEL ...]`."""
     from ..deploy import bench
     from ..figures import charts
-    from ..files.saving import write_atomically
+    from ..files.atomic import write_atomically
 
     cells = bench.bench(
         args.models,

@@ -2,13 +2,11 @@
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import WeightsError, one_line
 from ..text import terminal
-
-Command = Callable[..., argparse.ArgumentParser]
+from .arguments import Command
 
 
 def add_commands(command: Command) -> None:

@@ -5,13 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .deploy import MODEL_HELP, model_of
-
-Command = Callable[..., argparse.ArgumentParser]
-DEFAULT_MODEL = "mnv3_small_cifar.cifar10"  # its weights ship with mnv3
+from .arguments import DEFAULT_MODEL, MODEL_HELP, Command, model_of, positive
 
 
-def add_commands(command: Command, positive: Callable[[str], int]) -> None:
+def add_commands(command: Command) -> None:
     """Add these commands to the command line's parser."""
     show = command(
         "show", run_show, "Draw a network, what it sees in a picture, a run, or a comparison, as PNG or SVG."

@@ -2,17 +2,14 @@
 
 import argparse
 import logging
-from collections.abc import Callable
 from pathlib import Path
 
 from ..text import terminal
 from ..train import recipe as recipes
-from .deploy import MODEL_HELP, model_of
-
-Command = Callable[..., argparse.ArgumentParser]
+from .arguments import MODEL_HELP, Command, model_of, positive
 
 
-def add_commands(command: Command, positive: Callable[[str], int]) -> None:
+def add_commands(command: Command) -> None:
     """Add these commands to the command line's parser."""
     sub = command("recipes", show_recipes, "List the training recipes of the package, or show one.")
     sub.add_argument("name", nargs="?", metavar="RECIPE", help="show this one")
@@ -82,7 +79,7 @@ def run_eval(args: argparse.Namespace) -> int:
     from ..figures.charts import confusion
     from ..pictures import data
     from ..pictures.evaluate import evaluate
-    from ..train.ingredients import process_group
+    from ..train.processes import process_group
 
     pictures = data.load(args.data, args.split, data_dir=args.data_dir, download=args.download)
     model = model_of(args.model, args.arch, use_ema=args.ema)

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ..arch import LARGE, SMALL, Arch, minimal, round8
 from ..errors import WeightsError
-from ..files.conversion import BN_EPS_TF, convert_state_dict
+from ..files.conversion import convert_state_dict
+from ..files.layouts import BN_EPS_TF
 from ..model import MobileNetV3
 from .foreign import Foreign, named
 

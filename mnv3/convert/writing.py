@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..arch import dilate, reduce_tail, scale, scale_torchvision
 from ..errors import choices
 from ..files.atomic import write_atomically
-from ..files.conversion import LAYOUTS
+from ..files.layouts import LAYOUTS
 from ..files.saving import plain_tensors
 from ..layers import NORMS, check_own_weights, whole_state
 from ..model import MobileNetV3

@@ -12,7 +12,7 @@ from ..arch import VARIANTS
 from ..catalog import TORCHVISION_NAMES, arch_named, find
 from ..errors import WeightsError
 from .checkpoint import FamilyWeights, family_of, read_checkpoint
-from .conversion import layout_of
+from .layouts import layout_of
 from .schema import check_args, check_cfg
 
 # Of weights whose origin nothing says: not that of the published ones for the same model, nor their classes' names.

@@ -18,7 +18,7 @@ from pathlib import Path
 from ..catalog import WEIGHTS_FILE, find, split_name
 from ..errors import PublishError, WeightsError
 from ..factory import check_architecture, create_model
-from ..files import fetch, saving
+from ..files import checkpoint, fetch, hub_client, saving
 from ..files.atomic import new_folder
 from ..files.patience import NoAnswer, waiting_for
 from ..version import __version__
@@ -138,7 +138,7 @@ def push(
                     f"{copy / CARD_FILE} is not the card of {record.name} in the catalog: `mnv3 card {copy}` writes it"
                 )
             (copy / CARD_FILE).write_text(cards.card(record, copy, repo=repo), encoding="utf-8")
-        with waiting_for(fetch.endpoint()), _explained(repo):
+        with waiting_for(hub_client.endpoint()), _explained(repo):
             remote = _Remote(repo, branch, writes=not dry_run)
             if private and remote.exists and not remote.private:
                 raise PublishError(f"{repo} exists and is public: --private is for a new repository")
@@ -156,7 +156,7 @@ class _Remote:
         from huggingface_hub import HfApi, get_token
         from huggingface_hub.utils import validate_repo_id
 
-        if fetch.offline():
+        if hub_client.offline():
             raise PublishError("HF_HUB_OFFLINE is set: unset it to publish")
         validate_repo_id(repo)
         if "/" not in repo:
@@ -166,7 +166,7 @@ class _Remote:
             raise PublishError("no token: set HF_TOKEN, or run `hf auth login`, with a token that may write")
         if token and not re.fullmatch(r"[!-~]+", token):
             raise PublishError("the token of HF_TOKEN or `hf auth login` has characters that none has: copy it again")
-        self.api = HfApi(endpoint=fetch.endpoint(), library_name="mnv3", library_version=__version__)
+        self.api = HfApi(endpoint=hub_client.endpoint(), library_name="mnv3", library_version=__version__)
         self.repo, self.branch = repo, branch
         self._look()
 
@@ -193,8 +193,8 @@ class _Remote:
 
         def same(name: str) -> bool:
             if lfs := getattr(there.get(name), "lfs", None):
-                return lfs.sha256 == saving.digest(folder / name)
-            return getattr(there.get(name), "blob_id", None) == fetch.git_hash(folder / name)
+                return lfs.sha256 == checkpoint.digest(folder / name)
+            return getattr(there.get(name), "blob_id", None) == hub_client.git_hash(folder / name)
 
         return tuple(name for name in names if not same(name))
 
@@ -250,8 +250,8 @@ def _explained(repo: str) -> Iterator[None]:
 def _problem(error: Exception, repo: str) -> str:
     from huggingface_hub import errors
 
-    chain, status = fetch.causes(error), fetch.status_of(error)
-    server, namespace = fetch.endpoint(), repo.partition("/")[0]
+    chain, status = hub_client.causes(error), hub_client.status_of(error)
+    server, namespace = hub_client.endpoint(), repo.partition("/")[0]
 
     def due_to(*kinds: type[Exception]) -> bool:
         return any(isinstance(cause, kinds) for cause in chain)
@@ -276,16 +276,17 @@ def _problem(error: Exception, repo: str) -> str:
     if status == 412:
         return f"{repo} on {server} was changed meanwhile (HTTP 412): look at what is there, and run it again"
     if status == 429:
-        wait = fetch.wait_of(error) or "300 seconds"
+        wait = hub_client.wait_of(error) or "300 seconds"
         return f"{server} has had too many requests (HTTP 429): wait {wait}. {AGAIN}"
     if status == 400 or "Invalid metadata" in str(error):
-        return f"{server} refuses it: {fetch.TOKEN.sub('***', ' '.join(str(error).split()))}"
+        return f"{server} refuses it: {hub_client.TOKEN.sub('***', ' '.join(str(error).split()))}"
     if due_to(json.JSONDecodeError):
-        return f"{server} {fetch.NO_JSON}"
+        return f"{server} {hub_client.NO_JSON}"
     if silence := next((cause for cause in chain if isinstance(cause, NoAnswer)), None):
         return f"{silence}. {AGAIN}"
     if status and status >= 500:
         return f"{server} is in trouble (HTTP {status}). {AGAIN}"
     if any("xet" in f"{type(cause).__module__} {cause}".lower() for cause in chain):
-        return f"{server} did not take the files by Xet ({fetch.root_cause(error)}): try HF_HUB_DISABLE_XET=1. {AGAIN}"
-    return f"cannot publish to {server}{fetch.via(server)}: {fetch.root_cause(error)}. {AGAIN}"
+        reason = hub_client.root_cause(error)
+        return f"{server} did not take the files by Xet ({reason}): try HF_HUB_DISABLE_XET=1. {AGAIN}"
+    return f"cannot publish to {server}{hub_client.via(server)}: {hub_client.root_cause(error)}. {AGAIN}"

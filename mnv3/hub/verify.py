@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..catalog import CATALOG, WEIGHTS_FILE, Checkpoint, find, split_name
 from ..errors import WeightsError
 from ..factory import create_model, load_checkpoint
-from ..files import fetch, saving
+from ..files import checkpoint, fetch, hub_client
 from ..files.folder import read_config, weights_in
 from ..files.saving import CONFIG_FILE, GOLDEN_FILE
 from ..layers import evaluating
@@ -65,7 +65,7 @@ def check(folder: str | os.PathLike, record: Checkpoint | None = None, *, source
     with calling(folder, name):
         record = record or record_of(folder)
         weights = weights_in(folder)
-        if damage := saving.damage(weights, record.sha256):
+        if damage := checkpoint.damage(weights, record.sha256):
             raise WeightsError(f"{WEIGHTS_FILE} is not that of {record.name} in the catalog: {damage}. Fetch it again")
         if record.ours:
             _check_config(read_config(folder), record)
@@ -75,8 +75,8 @@ def check(folder: str | os.PathLike, record: Checkpoint | None = None, *, source
             raise WeightsError(f"it does not load: {error}") from error
         deviation = None
         if record.ours or (folder / GOLDEN_FILE).is_file():
-            deviation = _golden_deviation(model, saving.read_checkpoint(folder / GOLDEN_FILE))
-    return Check(name, record, saving.digest(weights), len(model.state_dict()), deviation)
+            deviation = _golden_deviation(model, checkpoint.read_checkpoint(folder / GOLDEN_FILE))
+    return Check(name, record, checkpoint.digest(weights), len(model.state_dict()), deviation)
 
 
 @contextmanager
@@ -113,7 +113,7 @@ def verify(source: str | os.PathLike) -> Check:
     if record.repo:
         return check(download(fetch.repo_of(record), record.revision, record), record, source=source)
     file, model = fetch.fetch(record), create_model(record.name, pretrained=True)
-    return Check(source, record, saving.digest(file), len(model.state_dict()), None)
+    return Check(source, record, checkpoint.digest(file), len(model.state_dict()), None)
 
 
 def record_of(folder: Path) -> Checkpoint:
@@ -186,25 +186,25 @@ def download(repo: str, revision: str | None, record: Checkpoint | None) -> Path
     """
     from huggingface_hub import HfApi, snapshot_download
 
-    asks = not fetch.offline() and not re.fullmatch("[0-9a-f]{40}", revision or "")
-    with fetch.waiting_for(fetch.endpoint()):
+    asks = not hub_client.offline() and not re.fullmatch("[0-9a-f]{40}", revision or "")
+    with fetch.waiting_for(hub_client.endpoint()):
         try:
-            head = HfApi(endpoint=fetch.endpoint()).model_info(repo, revision=revision).sha if asks else None
+            head = HfApi(endpoint=hub_client.endpoint()).model_info(repo, revision=revision).sha if asks else None
             folder = snapshot_download(
                 repo,
                 revision=revision,
                 allow_patterns=list(NAMES),
-                cache_dir=fetch.default_cache(),
-                endpoint=fetch.endpoint(),
-                local_files_only=fetch.offline(),
+                cache_dir=hub_client.default_cache(),
+                endpoint=hub_client.endpoint(),
+                local_files_only=hub_client.offline(),
                 library_name="mnv3",
             )
         except Exception as error:  # the client, its transport and the file system each have their own
-            raise WeightsError(fetch.problem(error, repo, "the weights folder", revision)) from error
+            raise WeightsError(hub_client.problem(error, repo, "the weights folder", revision)) from error
     folder = Path(folder)
     commit = folder.name
     if head not in (None, commit):  # where the Hub is lost, the client takes what the cache has
-        raise WeightsError(f"{repo} was changed, or {fetch.endpoint()} lost, while it was fetched: run it again")
+        raise WeightsError(f"{repo} was changed, or {hub_client.endpoint()} lost, while it was fetched: run it again")
     fetch.fetch_hub(repo, revision=commit, sha256=record.sha256 if record else None)
     for name in NAMES:
         if name != WEIGHTS_FILE and (folder / name).is_file():

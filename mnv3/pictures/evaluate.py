@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..factory import check_pooled, class_names, transforms
-from ..files.saving import write_atomically
+from ..files.atomic import write_atomically
 from ..layers import evaluating, finite, no_answer
 from .class_folders import composed
 from .data import DataError, EvalPictures, Pictures, files_loader

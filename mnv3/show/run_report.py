@@ -13,6 +13,7 @@ from ..factory import load_checkpoint
 from ..figures import style
 from ..files.saving import CONFIG_FILE
 from ..text import html
+from ..train.results import PARTS, Results, read
 from ..train.run_folder import RECIPE_FILE
 from ..version import __version__
 from .calibration import calibration
@@ -21,7 +22,7 @@ from .feature_maps import draw_gates, draw_maps, gates_height, look, maps_height
 from .gradcam import draw_heat, draw_top, explain
 from .network import BARS, COLUMNS, NOTES, block_height, draw_block, lines, shown
 from .points import point
-from .training import PARTS, Results, calibration_rows, confusion_rows, curve_rows, mistake_rows, picture, read, worst
+from .training import calibration_rows, confusion_rows, curve_rows, mistake_rows, picture, worst
 
 ENDINGS = (".html", ".htm")
 EXPLAINED = 2  # right answers, and as many mistakes

@@ -15,7 +15,7 @@ from ..arch import count_macs, count_params
 from ..deploy.timing import interleaved
 from ..errors import choices
 from ..factory import load_checkpoint
-from ..files.saving import write_atomically
+from ..files.atomic import write_atomically
 from .finetune import finetune
 from .recipe import load
 

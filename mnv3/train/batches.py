@@ -7,7 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from ..pictures import data
-from ..pictures.data import Augment, Pictures
+from ..pictures.data import Pictures
+from . import examples
+from .examples import Augment
 from .recipe import Recipe
 
 
@@ -31,7 +33,7 @@ class Batches:
     def order(self, epoch: int) -> Tensor:
         """Indices of an epoch's pictures: (updates, batches of an update in all processes, pictures of a batch)."""
         recipe = self.recipe
-        return data.order(
+        return examples.order(
             self.pictures.labels,
             batch=recipe.batch_size,
             parts=recipe.accumulate * self.world,
@@ -54,7 +56,7 @@ class Batches:
         mine = self.order(epoch)[first:, self.rank :: self.world]  # (updates, accumulate, batch)
         files = None
         if not self.pictures.held:
-            dataset = data.TrainFiles(self.pictures, self.recipe, self.augment.policy, size)
+            dataset = examples.TrainFiles(self.pictures, self.recipe, self.augment.policy, size)
             parts = ((first + i, part, row) for i, rows in enumerate(mine) for part, row in enumerate(rows))
             keys = [self._keys(epoch, *part) for part in parts]
             files = data.files_loader(dataset, keys, self.recipe.workers)
@@ -62,7 +64,7 @@ class Batches:
         def of_update(update: int, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
             for part, row in enumerate(rows):
                 x = self.pictures.source[row] if files is None else next(files)
-                data.seed_all(self.recipe.seed, epoch, update, part, self.rank)
+                examples.seed_all(self.recipe.seed, epoch, update, part, self.rank)
                 yield self.augment.batch(x, size, self.device), self.pictures.labels[row].to(self.device)
 
         for i, rows in enumerate(mine):
@@ -70,5 +72,5 @@ class Batches:
 
     def _keys(self, epoch: int, update: int, part: int, row: Tensor) -> list[tuple[int, int]]:
         """Indices with a seed for each picture's own draws in a worker."""
-        own = data.seeds(self.recipe.seed, epoch, update, part, self.rank, count=len(row))
+        own = examples.seeds(self.recipe.seed, epoch, update, part, self.rank, count=len(row))
         return list(zip(row.tolist(), own, strict=True))

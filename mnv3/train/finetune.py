@@ -1,7 +1,8 @@
 """Train a MobileNetV3 by a recipe: one loop, from scratch or from published weights, on any device.
 
-The loop is `Training.run`. Random draws depend on the seed, the update and the process alone (`data.seed_all`), so a
-checkpoint needs no state of generators, and a run that was killed goes on to the very bits that it would have reached.
+The loop is `Training.run`. Random draws depend on the seed, the update and the process alone (`examples.seed_all`), so
+that a checkpoint needs no state of generators, and a run that was killed goes on to the very bits that it would have
+reached.
 """
 
 import dataclasses
@@ -21,11 +22,12 @@ from torch import Tensor, nn
 
 from ..errors import TrainingStopped, WeightsError
 from ..figures import charts
-from ..files.saving import plain_tensors, read_checkpoint, weights_files, write_atomically
+from ..files.atomic import write_atomically
+from ..files.checkpoint import read_checkpoint
+from ..files.saving import plain_tensors, weights_files
 from ..layers import BN_EPS, set_bn_eps
-from ..pictures import data
 from ..pictures.evaluate import Metrics, evaluate
-from . import ingredients, optimizers, progress
+from . import examples, ingredients, optimizers, processes, progress
 from .batches import Batches
 from .folder_lock import locked
 from .inventory import inventory
@@ -62,7 +64,7 @@ def finetune(
     else:
         name, recipe = Path(recipe).stem, load(recipe, **overrides)
     folder = Path(out or Path("runs") / name)
-    first = ingredients.accelerator(recipe).is_main_process
+    first = processes.accelerator(recipe).is_main_process
     with locked(folder) if first else nullcontext():
         return Training(recipe, folder, resume=resume).run()
 
@@ -73,16 +75,16 @@ class Training:
     def __init__(self, recipe: Recipe, folder: Path, *, resume: bool = False) -> None:
         self.recipe, self.files = recipe, Run(folder)
         self.files.check(recipe, resume=resume)
-        self.accelerator = ingredients.accelerator(recipe)
+        self.accelerator = processes.accelerator(recipe)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
-        self.pictures = data.splits(recipe)
+        self.pictures = examples.splits(recipe)
         self.inventory = inventory(self.pictures)
         self.files.check_pictures(self.inventory)
         train = self.pictures["train"]
-        data.seed_all(recipe.seed)
+        examples.seed_all(recipe.seed)
         self.raw = ingredients.model(recipe, train.classes).to(self.accelerator.device)
         self.start = [parameter.detach().clone() for parameter in self.raw.parameters()]
-        augment = data.Augment(recipe, *(self.raw.pretrained_cfg[name] for name in ("mean", "std")))
+        augment = examples.Augment(recipe, *(self.raw.pretrained_cfg[name] for name in ("mean", "std")))
         self.batches = Batches(recipe, train, augment, self.accelerator)
         self.ema = ingredients.ema(recipe, self.raw)
         self.teacher = ingredients.teacher(recipe, self.raw)
@@ -109,7 +111,7 @@ class Training:
         if self.accelerator.is_main_process:
             self.files.start(recipe, self.inventory)
         self.accelerator.wait_for_everyone()
-        with progress.interruptible() as interrupted, ingredients.determinism(recipe), progress.board(self) as board:
+        with progress.interruptible() as interrupted, processes.determinism(recipe), progress.board(self) as board:
             while self.epoch < recipe.epochs:
                 self._train_epoch(interrupted)
                 self._finish_epoch(board)
@@ -128,7 +130,7 @@ class Training:
     def _updates(self) -> Iterator[None]:
         """Make what is left of this epoch's updates, one at a time."""
         frozen = self.epoch < self.recipe.freeze_epochs
-        model = ingredients.wrap(self, frozen=frozen)
+        model = processes.wrap(self, frozen=frozen)
         start = time.perf_counter() - self.sums["seconds"]
         for batches in self.batches.of_epoch(self.epoch, self.update):
             ingredients.train_mode(self.raw, freeze_bn=frozen or self.recipe.freeze_bn)
@@ -141,7 +143,7 @@ class Training:
         """One update, from its batches to the averaged weights.
 
         Args:
-            model: `raw` for forward passes, see `ingredients.wrap`.
+            model: `raw` for forward passes, see `processes.wrap`.
             batches: `accumulate` times pictures (B, 3, size, size) and labels (B,), made when they are asked for.
         """
         recipe, accelerator = self.recipe, self.accelerator
@@ -198,7 +200,7 @@ class Training:
         return self.ema.module if self.ema else self.raw
 
     def _finish_epoch(self, board: Any) -> None:
-        ingredients.same_buffers(self)
+        processes.same_buffers(self)
         seconds, count = self.sums["seconds"], self.batches.updates
         line = {
             "epoch": self.epoch + 1,
@@ -269,7 +271,7 @@ class Training:
     # Stop and go on
 
     def _save(self) -> None:
-        ingredients.same_buffers(self)
+        processes.same_buffers(self)
         if not self.accelerator.is_main_process:
             return
         weights = {"model": self.raw.state_dict()} | ({"ema": self.ema.module.state_dict()} if self.ema else {})

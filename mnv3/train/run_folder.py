@@ -29,7 +29,9 @@ from safetensors.torch import save as as_bytes
 from torch import Tensor
 
 from ..errors import TrainingStopped, WeightsError
-from ..files.saving import digest, plain_tensors, read_checkpoint, write_atomically
+from ..files.atomic import write_atomically
+from ..files.checkpoint import digest, read_checkpoint
+from ..files.saving import plain_tensors
 from .folder_lock import LOCK_FILE
 from .inventory import difference
 from .recipe import Recipe, load

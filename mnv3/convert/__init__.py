@@ -1,0 +1,1 @@
+"""Weights of other frameworks, and back."""

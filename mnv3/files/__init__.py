@@ -1,0 +1,1 @@
+"""Weights as files: read, checked, fetched, written."""

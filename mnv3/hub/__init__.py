@@ -1,0 +1,1 @@
+"""Publishing: cards, verification, push and pull."""

@@ -1,0 +1,81 @@
+"""Device, precision and processes: all that accelerate does."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from .recipe import Recipe
+
+
+def accelerator(recipe: Recipe) -> Any:
+    """accelerate's Accelerator with the recipe's precision; see `process_group`.
+
+    Raises:
+        ValueError: The device does not have this precision.
+    """
+    return process_group(recipe.precision if recipe.precision != "auto" else best_precision())
+
+
+def process_group(precision: str = "no") -> Any:
+    """accelerate's Accelerator: the device, and the other processes that `accelerate launch` or torchrun started.
+
+    Raises:
+        ImportError: accelerate is missing.
+    """
+    try:
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
+    except ImportError:
+        raise ImportError("training and evaluation need accelerate: pip install 'mnv3[finetune]'") from None
+    # without cpu=True, accelerate takes torchrun's processes on a machine without a GPU for single ones
+    no_gpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    if no_gpu and precision == "fp16":
+        raise ValueError("precision: fp16 needs a GPU; take auto, bf16 or no")
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
+        AcceleratorState._reset_state()  # accelerate keeps one state in a process, that of an earlier training
+    return Accelerator(mixed_precision=precision, cpu=no_gpu)
+
+
+def best_precision() -> str:
+    """bf16 where the device computes it faster than float32, else 'no'."""
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if torch.backends.mps.is_available():
+        return "no"
+    return "bf16" if getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16") else "no"
+
+
+def wrap(training: Any, *, frozen: bool) -> nn.Module:
+    """The model for forward passes: compiled, in mixed precision and shared out, as recipe and launcher say.
+
+    Made anew for each epoch, as what is frozen may change, which DistributedDataParallel does not follow. accelerate
+    replaces the forward method of what it prepares: here of a shell, so that the model itself stays as it is.
+    """
+    raw, accelerator = training.raw, training.accelerator
+    raw.requires_grad_(not frozen)
+    raw.get_classifier().requires_grad_(True)
+    accelerator._models.clear()
+    return accelerator.prepare_model(nn.Sequential(torch.compile(raw) if training.recipe.compile else raw))
+
+
+def same_buffers(training: Any) -> None:
+    """Every process has seen its own pictures: the mean of their batch norms' statistics, for all."""
+    if training.world > 1:
+        from timm.utils import distribute_bn
+
+        for model in filter(None, (training.raw, training.ema and training.ema.module)):
+            distribute_bn(model, training.world, reduce=True)
+
+
+@contextmanager
+def determinism(recipe: Recipe) -> Iterator[None]:
+    """PyTorch's deterministic algorithms while it lasts, if the recipe asks for them."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(recipe.deterministic or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
