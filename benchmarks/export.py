@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 import mnv3
+from mnv3.bench import machine
 from mnv3.deploy import FORMATS, export
-from mnv3.deploy.bench import machine
 
 
 def random_weights(name: str) -> nn.Module:

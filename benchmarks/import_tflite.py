@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 import mnv3
+from mnv3.bench import machine
 from mnv3.convert import reading
 from mnv3.convert.foreign import Foreign
 from mnv3.convert.tflite.calibrate import calibrated
-from mnv3.deploy.bench import machine
 from mnv3.deploy.runtime import quiet
 
 

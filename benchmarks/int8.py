@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 import mnv3
+from mnv3.bench import machine
 from mnv3.deploy import FORMATS, int8, load, quantize
-from mnv3.deploy.bench import machine
 
 CALIBRATE = 200  # of --pictures
 

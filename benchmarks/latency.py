@@ -16,7 +16,7 @@ import torch
 import torchvision
 
 import mnv3
-from mnv3.deploy import bench
+from mnv3 import bench
 
 SIZES = {
     "large": ("mobilenetv3_large_100", "mobilenet_v3_large"),

@@ -7,9 +7,9 @@ import torch
 from conftest import needs
 
 import mnv3
+from mnv3 import bench
 from mnv3.arch import VARIANTS, count_macs
 from mnv3.cli import main
-from mnv3.deploy import bench
 
 
 @pytest.fixture(scope="module")

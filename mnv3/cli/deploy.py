@@ -115,7 +115,7 @@ def run_quantize(args: argparse.Namespace) -> int:
 
 def run_bench(args: argparse.Namespace) -> int:
     """`mnv3 bench [MODEL ...]`."""
-    from ..deploy import bench
+    from .. import bench
     from ..figures import charts
     from ..files.atomic import write_atomically
 

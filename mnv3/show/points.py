@@ -8,9 +8,8 @@ from pathlib import Path
 
 import timm
 
-from .. import catalog
+from .. import bench as benchmark, catalog
 from ..arch import VARIANTS, count_macs
-from ..deploy import bench as benchmark
 from ..factory import load_checkpoint
 from ..train.recipe import load
 from ..train.run_folder import RECIPE_FILE, TEST_FILE

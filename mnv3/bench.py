@@ -24,17 +24,17 @@ import timm
 import torch
 from torch import nn
 
-from ..arch import VARIANTS
-from ..errors import ExportError, choices, names
-from ..factory import create_model, load_checkpoint
-from . import runtime
-from .drafts import failed
-from .exporter import check_size, deployable, describe
-from .fastest import CANDIDATES, optimize
-from .formats import FORMATS, Graph
-from .runtime import quiet
-from .seal import unchecked
-from .timing import repeat
+from .arch import VARIANTS
+from .deploy import runtime
+from .deploy.drafts import failed
+from .deploy.exporter import check_size, deployable, describe
+from .deploy.fastest import CANDIDATES, optimize
+from .deploy.formats import FORMATS, Graph
+from .deploy.runtime import quiet
+from .deploy.seal import unchecked
+from .deploy.timing import repeat
+from .errors import ExportError, choices, names
+from .factory import create_model, load_checkpoint
 
 IN_TORCH = ("eager", "fused", "onednn", "compile", "optimize")
 OURS_ONLY = ("fused", "onednn", "optimize")  # of the runtimes
