@@ -167,7 +167,7 @@ def test_h5(keras_model, tmp_path):
 @pytest.mark.parametrize("name", ["model.index", "model.data-00000-of-00001"])
 def test_slim(tmp_path, name):
     pytest.importorskip("google_crc32c", reason="needs pip install 'mnv3[convert]'")
-    whole = ROOT / "tests" / "data" / "slim"
+    whole = ROOT / "tests" / "convert" / "data" / "slim"
     damaged = cases((whole / name).read_bytes(), COUNT, SEED, damaged_bytes)
     check("foreign", folders(tmp_path, whole, name, damaged), hashed=True)
 

@@ -1,6 +1,6 @@
 """A stand-in for the Hugging Face Hub on 127.0.0.1, which can misbehave on request.
 
-    python tests/hub_server.py FOLDER
+    python tests/helpers/hub_server.py FOLDER
 
 serves the repositories FOLDER/owner/repo and prints the HF_ENDPOINT under which mnv3, timm and `hf download` find them.
 A repository is a folder of files, the same at `main` and at whatever commit is asked for; or a folder per commit, named
