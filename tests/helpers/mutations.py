@@ -1,4 +1,6 @@
-"""Damaged copies of a file of other frameworks, read one after the other; `python tests/helpers/mutations.py FILE COUNT SEED`.
+"""Damaged copies of a file of other frameworks, read one after the other.
+
+    python tests/helpers/mutations.py FILE COUNT SEED
 
 In a process of its own, as a library in C may end it. Prints one line of JSON: how many were read, how many refused,
 the longest time of one, and every exception that is none of ours, or not in one line.
