@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..factory import check_pooled, class_names, transforms
 from ..layers import evaluating, finite
 from . import images
+from .inputs import check_channels
 
 
 class Prediction(NamedTuple):
@@ -49,8 +50,7 @@ def predict(
     if not model.num_classes:
         raise ValueError("the model has no classifier (num_classes=0): nothing to predict")
     check_pooled(model)
-    if model.in_chans not in (1, 3):
-        raise ValueError(f"the model takes pictures of in_chans={model.in_chans}: files are read as RGB or grey")
+    check_channels(model, grey=True, source="files are read as RGB or grey")
     return _predict(model, files, min(topk, model.num_classes), batch_size)
 
 

@@ -16,8 +16,10 @@ from ..deploy.timing import interleaved
 from ..errors import choices
 from ..factory import load_checkpoint
 from ..files.atomic import write_atomically
+from ..pictures.evaluate import Metrics
 from .finetune import finetune
 from .recipe import load
+from .run_folder import TEST_FILE
 
 logger = logging.getLogger(__name__)
 # Student's t that 2.5 % lie above, for 1, 2, 3 ... degrees of freedom; beyond those, the last is a little too wide.
@@ -69,12 +71,12 @@ def ablate(
     for seed in seeds:
         for variant in variants:
             folder = out / f"{variant}-seed{seed}"
-            if not (folder / "test.json").is_file():
+            if not (folder / TEST_FILE).is_file():
                 logger.info("%s, seed %d", variant, seed)
                 finetune(recipe, out=folder, resume=True, **(overrides | VARIANTS[variant] | {"seed": seed}))
-            if not (folder / "test.json").is_file():
+            if not (folder / TEST_FILE).is_file():
                 raise ValueError(f"{folder}: there are no test pictures to compare the variants on")
-            accuracy[variant].append(json.loads((folder / "test.json").read_text())["top1"])
+            accuracy[variant].append(Metrics.load(folder / TEST_FILE).top1)
     models = {variant: load_checkpoint(out / f"{variant}-seed{seeds[0]}") for variant in variants}
     size = next(iter(models.values())).pretrained_cfg["input_size"][-1]
     times = interleaved({name: model.eval() for name, model in models.items()}, torch.zeros(1, 3, size, size))

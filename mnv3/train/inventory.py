@@ -22,7 +22,7 @@ def inventory(pictures: Mapping[str, Pictures]) -> dict[str, Any]:
     """The pictures of a training, as plain values for JSON.
 
     Args:
-        pictures: By split, see `data.splits`.
+        pictures: By split, see splits.py.
     """
     splits = {split: _split(pictures[split]) for split in SPLITS if split in pictures}
     return {"classes": list(pictures["train"].classes), **splits}
