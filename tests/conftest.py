@@ -1,6 +1,7 @@
 """Every test runs without a network (127.0.0.1 excepted) and with caches of its own."""
 
 import os
+import shutil
 import socket
 import tempfile
 import time
@@ -111,6 +112,45 @@ def trained(noisy, tmp_path_factory):
     """A run of two short epochs."""
     recipe = mnv3.recipe.Recipe(model="mnv3_small_cifar", data=str(noisy), size=16, batch_size=8, epochs=2, workers=0)
     return mnv3.finetune(recipe, out=tmp_path_factory.mktemp("runs") / "trained")
+
+
+@pytest.fixture(scope="session")
+def coloured(tmp_path_factory):
+    """Folders train, val and test of noisy pictures of 16 px in three colours."""
+    import numpy as np
+    from PIL import Image
+    from trainings import COLOURS
+
+    root, rng = tmp_path_factory.mktemp("coloured"), np.random.default_rng(0)
+    for split, count in (("train", 16), ("val", 3), ("test", 4)):
+        for name, colour in COLOURS.items():
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.normal(colour, 40, (16, 16, 3)).clip(0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def plain(coloured):
+    """The least recipe: two epochs of three updates in float32."""
+    fields = {"model": "mnv3_small_cifar", "data": str(coloured), "size": 16, "batch_size": 16, "lr": 0.05}
+    return mnv3.recipe.Recipe(**fields, epochs=2, precision="no", workers=0)
+
+
+@pytest.fixture
+def few(tmp_path, coloured):
+    """Three training pictures of each class, as a recipe's data."""
+    for split in ("train", "val"):
+        shutil.copytree(coloured / "val", tmp_path / "few" / split)
+    return str(tmp_path / "few")
+
+
+@pytest.fixture
+def no_charts(monkeypatch):
+    """Trainings do not draw their curves and confusion, which takes longer than a small training."""
+    for name in ("curves", "confusion"):
+        monkeypatch.setattr(f"mnv3.train.results.charts.{name}", lambda *args: args[-1].touch())
 
 
 @pytest.fixture
