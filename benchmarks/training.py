@@ -102,9 +102,7 @@ def measure(size: str, data: str, *, threads: int, turns: int) -> dict[str, list
         "timm, float32": timm_updates(size, chosen, workers=threads, amp=False),
         "timm, bfloat16": timm_updates(size, chosen, workers=threads, amp=True),
         "mnv3, float32": our_updates(recipe.load(f"cifar10_{size}", data=data, sizes=[], lr=0.01, precision="no")),
-        f"mnv3, {'bfloat16' if processes.best_precision() == 'bf16' else 'float32'} (auto)": our_updates(
-            chosen
-        ),
+        f"mnv3, {'bfloat16' if processes.best_precision() == 'bf16' else 'float32'} (auto)": our_updates(chosen),
     }
     rates: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in range(turns + 1):

@@ -87,9 +87,22 @@ def same_buffers(models: Iterable[nn.Module], world: int) -> None:
             distribute_bn(model, world, reduce=True)
 
 
+def leave_together() -> bool:
+    """End the communication of the processes; returns whether this is the first of them.
+
+    Each waits for the others: Gloo aborts in one that still runs when another has gone.
+    """
+    from accelerate import PartialState
+
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+    return PartialState().is_main_process
+
+
 @contextmanager
 def determinism(recipe: Recipe) -> Iterator[None]:
-    """PyTorch's deterministic algorithms while it lasts, if the recipe asks for them."""
+    """Use PyTorch's deterministic algorithms in this block, if the recipe asks for them."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(recipe.deterministic or before)
     try:
