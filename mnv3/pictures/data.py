@@ -71,7 +71,7 @@ def load(data: str, split: str, *, data_dir: str = "data", download: bool = Fals
     folder = Path(data).expanduser()
     if not folder.is_dir():
         raise DataError(f"data: no folder {data!r}. {choices(data, CIFAR)} Or a folder with train/<class>/*")
-    classes, by_class = class_folders.read(class_folders.find(folder, split))
+    classes, by_class = class_folders.read_classes(class_folders.find_split(folder, split))
     files = [file for files in by_class for file in files]
     labels = torch.tensor([label for label, files in enumerate(by_class) for _ in files])
     return Pictures(_pixels(files) if _fit_in_memory(files) else files, labels, classes)

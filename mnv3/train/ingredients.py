@@ -99,27 +99,31 @@ def _check_classifier(network: nn.Module, what: str) -> None:
 
 
 def teacher(recipe: Recipe, student: nn.Module) -> nn.Module | None:
-    """The recipe's teacher, which takes the student's pictures: by timm's name or ours, or from a weights folder.
+    """The recipe's teacher, by timm's name or ours, or from a weights folder; it takes the student's pictures.
 
-    One of our models has its batch norms folded: it learns nothing, and answers faster.
+    A teacher of ours has its batch norms folded, as it learns nothing: that is faster.
+
+    Raises:
+        ValueError: It has other classes, or takes other pictures.
+        WeightsError: Its weights cannot be had or do not fit.
     """
     if recipe.teacher is None:
         return None
     import timm
 
     if Path(recipe.teacher).is_dir():
-        found = load_checkpoint(recipe.teacher)
+        network = load_checkpoint(recipe.teacher)
     else:
-        found = timm.create_model(recipe.teacher, pretrained=True)
-    _check_classifier(found, f"teacher: {recipe.teacher}")
-    if found.num_classes != student.num_classes:
-        counts = f"{found.num_classes} classes, the pictures {student.num_classes}"
+        network = timm.create_model(recipe.teacher, pretrained=True)
+    _check_classifier(network, f"teacher: {recipe.teacher}")
+    if network.num_classes != student.num_classes:
+        counts = f"{network.num_classes} classes, the pictures {student.num_classes}"
         raise ValueError(f"teacher: {recipe.teacher} has {counts}")
-    found.eval()
-    if isinstance(found, MobileNetV3):
-        found = fuse(found)
-    found = Renormalized(found, student.pretrained_cfg).to(next(student.parameters()).device)
-    return found.eval().requires_grad_(False)
+    network.eval()
+    if isinstance(network, MobileNetV3):
+        network = fuse(network)
+    network = Renormalized(network, student.pretrained_cfg).to(next(student.parameters()).device)
+    return network.eval().requires_grad_(False)
 
 
 def distance(logits: torch.Tensor, answer: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -135,7 +139,12 @@ def distance(logits: torch.Tensor, answer: torch.Tensor, temperature: float) -> 
 
 
 class Renormalized(nn.Module):
-    """A model behind the change from one normalisation of pixels to its own."""
+    """A model that takes pictures in another normalisation than its own.
+
+    Args:
+        inner: The model.
+        given: `mean` and `std` of the pictures.
+    """
 
     def __init__(self, inner: nn.Module, given: dict[str, Any]) -> None:
         super().__init__()
@@ -183,7 +192,7 @@ def train_mode(raw: nn.Module, *, freeze_bn: bool) -> None:
 
 
 def warn(recipe: Recipe, raw: nn.Module, batches: Batches) -> None:
-    """Log what is allowed but hardly meant."""
+    """Log what a recipe may say but hardly means."""
     pictures, updates = len(batches.pictures), recipe.epochs * batches.updates
     batch = batches.order(0).shape[-1]
     if raw.stride >= min(recipe.sizes or (recipe.size,)):

@@ -69,8 +69,8 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     for split in SPLITS:
         if (split in before) != (split in now):
             return f"there {'were' if split in before else 'were no'} {split} pictures"
-        if split in now and (found := _split_difference(before[split], now[split])):
-            return f"{split}: {found}"
+        if split in now and (change := _split_difference(before[split], now[split])):
+            return f"{split}: {change}"
     return None
 
 

@@ -70,12 +70,12 @@ def board(files: Run, *, epoch: int) -> Iterator["SummaryWriter"]:
 
 
 class Interrupted:
-    """Whether this process was told to stop."""
+    """Whether a signal has told this process to stop."""
 
     here = False
 
     def anywhere(self, accelerator: "Accelerator") -> bool:
-        """Whether one of the processes was; the same in all, so that they stop after the same update."""
+        """Whether one of the processes was told; the same in all, so that they stop after the same update."""
         if accelerator.num_processes == 1:
             return self.here
         if self.here:

@@ -28,8 +28,8 @@ def load_splits(recipe: Recipe) -> dict[str, Pictures]:
         splits["test"] = get("test")
     else:
         folder, classes = Path(recipe.data).expanduser(), splits["train"].classes
-        class_folders.check_training(folder, classes)
-        for split in class_folders.others(folder):
+        class_folders.check_classes(folder, classes)
+        for split in class_folders.splits_beside_train(folder):
             splits[split] = get(split)
             if odd := sorted(set(classes) ^ set(splits[split].classes)):
                 names = ", ".join(odd[:5]) + (" ..." if len(odd) > 5 else "")

@@ -119,7 +119,7 @@ def test_a_card_without_records_of_the_training(folder):
     ("content", "message"),
     [
         (
-            '{"count": 1, "top1": 92.0, "top5": 99.0, "loss": 0, "classes": ["a"], "per_class": {}, "confusion": [[1]]}',
+            '{"count": 1, "top1": 92.0, "top5": 99.0, "loss": 0, "per_class": {"a": 92}, "confusion": [[1]]}',
             r"has a top-1 of 92.0 %, the catalog 91.85 %",
         ),
         ("{}", "cannot be read as metrics"),

@@ -143,7 +143,7 @@ def png_16(path, values, *more):
 @pytest.fixture
 def says(monkeypatch, caplog):
     """What is logged, with nothing said before."""
-    monkeypatch.setattr(deep, "_said", set())
+    monkeypatch.setattr(deep, "_warned", set())
     return lambda: [record.getMessage() for record in caplog.records]
 
 

@@ -2,9 +2,11 @@
 
 import json
 import random
+from functools import partial
 
 import pytest
 
+from mnv3.deploy.timing import interleaved
 from mnv3.train.ablate import ablate, difference
 
 
@@ -18,7 +20,8 @@ def test_intervals_are_scipys(count):
 
 
 @pytest.mark.usefixtures("no_charts")
-def test_ablation(plain, tmp_path):
+def test_ablation(plain, tmp_path, monkeypatch):
+    monkeypatch.setattr("mnv3.train.ablate.interleaved", partial(interleaved, rounds=1, seconds=0.01))
     (tmp_path / "short.yaml").write_text(plain.to_yaml())
     file, variants = tmp_path / "short.yaml", ("none", "hs", "se-first")
     options = {"epochs": 1, "batch_size": 48}
