@@ -276,8 +276,7 @@ class Training:
 
     def _restore(self, checkpoint: Path) -> None:
         has_val = "val" in self.pictures
-        weights, state = self.files.read(checkpoint)
-        self.files.check_state(checkpoint, state, world=self.world, updates=self.batches.updates, has_val=has_val)
+        weights, state = self.files.read(checkpoint, world=self.world, updates=self.batches.updates, has_val=has_val)
         try:
             for name, model in self.models.items():
                 model.load_state_dict(weights[name])

@@ -26,22 +26,15 @@ Positive = Annotated[float, Range(lambda x: x > 0, "expected a number above 0")]
 NotNegative = Annotated[float, Range(lambda x: x >= 0, "expected a number of at least 0")]
 Fraction = Annotated[float, Range(lambda x: 0 <= x < 1, "expected a number from 0 up to but not including 1")]
 Share = Annotated[float, Range(lambda x: 0 <= x <= 1, "expected a number from 0 to 1")]
-Momentum = Annotated[
-    Positive,
-    Range(lambda x: x <= 0.5, "expected PyTorch's, the share of the new batch (0.1); TensorFlow's 0.99 is 0.01 here"),
-]
-Side = Annotated[Count, Range(lambda x: x <= MAX_SIZE, f"expected at most {MAX_SIZE} pixels")]
-Sides = Annotated[
-    tuple[int, ...], Range(lambda x: max(x, default=0) <= MAX_SIZE, f"expected at most {MAX_SIZE} pixels")
-]
+OF_PYTORCH = "expected PyTorch's, the share of the new batch (0.1); TensorFlow's 0.99 is 0.01 here"
+Momentum = Annotated[Positive, Range(lambda x: x <= 0.5, OF_PYTORCH)]
+AT_MOST = f"expected at most {MAX_SIZE} pixels"
+Side = Annotated[Count, Range(lambda x: x <= MAX_SIZE, AT_MOST)]
+Sides = Annotated[tuple[int, ...], Range(lambda x: max(x, default=0) <= MAX_SIZE, AT_MOST)]
 Rgb = Annotated[tuple[float, ...], Range(lambda x: len(x) == 3, "expected three numbers, for pixels from 0 to 1")]
 PositiveRgb = Annotated[Rgb, Range(lambda x: min(x) > 0, "expected three numbers above 0")]
-Shares = Annotated[
-    tuple[float, ...],
-    Range(
-        lambda x: len(x) == 2 and 0 < x[0] <= x[1] <= 1, "expected the least and the largest share, as in [0.35, 1.0]"
-    ),
-]
+TWO_SHARES = "expected the least and the largest share, as in [0.35, 1.0]"
+Shares = Annotated[tuple[float, ...], Range(lambda x: len(x) == 2 and 0 < x[0] <= x[1] <= 1, TWO_SHARES)]
 Cycles = Annotated[Count, Range(lambda x: x <= 10, "expected at most 10")]
 
 

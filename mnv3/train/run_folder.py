@@ -169,11 +169,20 @@ class Run:
             if old != final:
                 _remove(old)
 
-    def read(self, checkpoint: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    def read(
+        self, checkpoint: Path, *, world: int, updates: int, has_val: bool
+    ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """Read what `save` wrote: state dicts by the names of their files, and the state.
+
+        Args:
+            checkpoint: One of the run's.
+            world: Number of processes of the training that is to go on.
+            updates: In an epoch of it.
+            has_val: Whether it has validation pictures.
 
         Raises:
             WeightsError: It is damaged, or something is missing.
+            ValueError: It is of another number of processes, or of other pictures.
         """
         file, advice = checkpoint / "state.pt", f"put it back, or remove {checkpoint} to start again"
         try:
@@ -189,22 +198,6 @@ class Run:
         for name, expected in state.pop("sha256", {}).items():
             if not (checkpoint / name).is_file() or digest(checkpoint / name) != expected:
                 raise WeightsError(f"{checkpoint / name}: is missing or damaged: {advice}")
-        return {path.stem: read_checkpoint(path) for path in checkpoint.glob("*.safetensors")}, state
-
-    def check_state(self, checkpoint: Path, state: dict[str, Any], *, world: int, updates: int, has_val: bool) -> None:
-        """Raise unless a training can go on from a checkpoint's state.
-
-        Args:
-            checkpoint: Where `read` has read it.
-            state: The state.
-            world: Number of processes of the training.
-            updates: Of an epoch.
-            has_val: Whether there are validation pictures.
-
-        Raises:
-            ValueError: It is of another number of processes, or of other pictures.
-            WeightsError: The best weights so far are missing.
-        """
         if state["world"] != world:
             raise ValueError(f"{self.folder} was trained by {state['world']} processes, not {world}: resume so")
         if checkpoint.name != f"last-{state['epoch'] * updates + state['update']}":
@@ -215,6 +208,7 @@ class Run:
                 f"{self.best} is missing, the best weights so far: put it back, or start anew from those of "
                 f"{checkpoint} (checkpoint=, another --out)"
             )
+        return {path.stem: read_checkpoint(path) for path in checkpoint.glob("*.safetensors")}, state
 
     def write_log(self, history: list[dict[str, Any]]) -> None:
         """Write log.csv whole, so that an epoch that is done again is not in it twice."""

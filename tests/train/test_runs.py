@@ -271,7 +271,7 @@ def test_a_state_that_lacks_something(begun):
         for spoilt in ({name: value for name, value in state.items() if name != key}, state | {key: "many"}):
             torch.save(spoilt, file)
             with pytest.raises(WeightsError) as caught:
-                Run(run).read(last(run))
+                Run(run).read(last(run), world=1, updates=3, has_val=True)
             assert str(caught.value) == message
     assert refusal(WeightsError, chosen, run) == message
 
