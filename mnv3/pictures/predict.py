@@ -51,16 +51,13 @@ def predict(
         raise ValueError("the model has no classifier (num_classes=0): nothing to predict")
     check_pooled(model)
     check_channels(model, grey=True, source="files are read as RGB or grey")
-    return _predict(model, files, min(topk, model.num_classes), batch_size)
+    return _predict(model, images.find(files), min(topk, model.num_classes), batch_size)
 
 
-def _predict(
-    model: nn.Module, files: str | os.PathLike | Iterable[str | os.PathLike], topk: int, batch_size: int
-) -> Iterator[Prediction]:
+def _predict(model: nn.Module, files: Iterator[Path], topk: int, batch_size: int) -> Iterator[Prediction]:
     names, transform = class_names(model), transforms(model)
-    todo = images.find(files)
     with ThreadPoolExecutor(max_workers=2) as pool:  # Pillow decodes outside the interpreter lock
-        while batch := list(islice(todo, batch_size)):
+        while batch := list(islice(files, batch_size)):
             inputs = list(pool.map(lambda path: _load(path, transform), batch))
             readable = [x for x in inputs if isinstance(x, Tensor)]
             results = iter(_classify(model, torch.stack(readable), topk) if readable else ())

@@ -341,26 +341,25 @@ def test_save_and_load(tmp_path):
         ({"per_class": [1]}, "AttributeError"),
         ({"confusion": 3}, "TypeError"),
         ({"count": 1e999}, "OverflowError"),
+        (b"", "JSONDecodeError"),
+        (b"[]", "TypeError"),
+        (b"{}", "KeyError"),
+        (b"[" * 100_000, "RecursionError"),
+        (b"\xff", "UnicodeDecodeError"),
     ],
+    ids=lambda value: str(value)[:20],
 )
-def test_metrics_that_do_not_fit_together(tmp_path, change, problem):
-    good = {"count": 10, "top1": 80, "top5": 100, "loss": 0.5, "classes": ["a", "b"], "per_class": {"a": 80, "b": 80}}
-    good |= {"confusion": [[4, 1], [1, 4]]}
-    (tmp_path / "test.json").write_text(json.dumps(good))
-    Metrics.load(tmp_path / "test.json")
-    (tmp_path / "test.json").write_text(json.dumps(good | change))
-    with pytest.raises(ValueError, match=r"test.json: cannot be read as metrics of `mnv3 eval`: ") as caught:
-        Metrics.load(tmp_path / "test.json")
-    assert problem in str(caught.value)
-
-
-@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"[" * 100_000, b"\xff", b"null"])
-def test_files_that_hold_no_metrics(tmp_path, content):
-    (tmp_path / "test.json").write_bytes(content)
-    with pytest.raises(ValueError, match=r"test.json: cannot be read as metrics of `mnv3 eval`: "):
-        Metrics.load(tmp_path / "test.json")
+def test_files_that_hold_no_metrics(tmp_path, change, problem):
+    file, good = tmp_path / "test.json", {"count": 10, "top1": 80, "top5": 100, "loss": 0.5, "classes": ["a", "b"]}
+    good |= {"per_class": {"a": 80, "b": 80}, "confusion": [[4, 1], [1, 4]]}
     with pytest.raises(FileNotFoundError):
-        Metrics.load(tmp_path / "none.json")
+        Metrics.load(file)
+    file.write_text(json.dumps(good))
+    Metrics.load(file)
+    file.write_bytes(change if isinstance(change, bytes) else json.dumps(good | change).encode())
+    with pytest.raises(ValueError, match=r"test.json: cannot be read as metrics of `mnv3 eval`: ") as caught:
+        Metrics.load(file)
+    assert problem in str(caught.value)
 
 
 def test_real_pictures(shared):
