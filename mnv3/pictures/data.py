@@ -143,4 +143,5 @@ def files_loader(dataset: torch.utils.data.Dataset, batches: Sequence[Any], work
     try:
         yield from torch.utils.data.DataLoader(dataset, batch_sampler=batches, num_workers=workers)
     except DataError as error:  # PyTorch puts a worker's traceback before the message
+        error.__traceback__ = None  # PyTorch's is a cycle: collected later, it waits 10 seconds for the workers
         raise DataError(str(error).rpartition(f"\n{DataError.__module__}.DataError: ")[2].strip()) from None

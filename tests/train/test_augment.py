@@ -1,5 +1,7 @@
 """Augmentation of held pictures and of files."""
 
+import multiprocessing
+
 import numpy as np
 import pytest
 import torch
@@ -173,3 +175,4 @@ def test_broken_file(tmp_path, workers):
     with pytest.raises(DataError) as caught:
         next(batches)
     assert str(caught.value) == f"{broken}: not a picture"
+    assert not multiprocessing.active_children(), "they would be waited for, ten seconds, at any time later"
