@@ -91,20 +91,26 @@ def needs(to: str, *, int8: bool = False) -> None:
         pytest.importorskip(module, reason=f"needs pip install 'mnv3[{entry.extra}]'")
 
 
-@pytest.fixture(scope="session")
-def noisy(tmp_path_factory):
-    """Three classes of noisy pictures of 16 px."""
+def write_noisy(root: Path, classes: dict, counts: dict, sd: float) -> Path:
+    """Folders of noisy pictures of 16 px, from a grey level or colour for each class and a number for each split."""
     import numpy as np
     from PIL import Image
 
-    root, rng = tmp_path_factory.mktemp("noisy"), np.random.default_rng(0)
-    for split, count in (("train", 8), ("val", 3), ("test", 10)):
-        for name, level in (("bright", 140), ("dark", 110), ("middle & <b>", 125)):
+    rng = np.random.default_rng(0)
+    for split, count in counts.items():
+        for name, colour in classes.items():
             (root / split / name).mkdir(parents=True)
             for i in range(count):
-                pixels = rng.normal(level, 30, (16, 16, 3)).clip(0, 255).astype(np.uint8)
+                pixels = rng.normal(colour, sd, (16, 16, 3)).clip(0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(root / split / name / f"{i}.png")
     return root
+
+
+@pytest.fixture(scope="session")
+def noisy(tmp_path_factory):
+    """Three classes that are hard to tell apart."""
+    classes, counts = {"bright": 140, "dark": 110, "middle & <b>": 125}, {"train": 8, "val": 3, "test": 10}
+    return write_noisy(tmp_path_factory.mktemp("noisy"), classes, counts, 30)
 
 
 @pytest.fixture(scope="session")
@@ -116,19 +122,9 @@ def trained(noisy, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def coloured(tmp_path_factory):
-    """Folders train, val and test of noisy pictures of 16 px in three colours."""
-    import numpy as np
-    from PIL import Image
-    from trainings import COLOURS
-
-    root, rng = tmp_path_factory.mktemp("coloured"), np.random.default_rng(0)
-    for split, count in (("train", 16), ("val", 3), ("test", 4)):
-        for name, colour in COLOURS.items():
-            (root / split / name).mkdir(parents=True)
-            for i in range(count):
-                pixels = rng.normal(colour, 40, (16, 16, 3)).clip(0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(root / split / name / f"{i}.png")
-    return root
+    """Three classes that a short training learns."""
+    classes = {"blue": (40, 60, 200), "green": (50, 180, 60), "red": (200, 40, 40)}
+    return write_noisy(tmp_path_factory.mktemp("coloured"), classes, {"train": 16, "val": 3, "test": 4}, 40)
 
 
 @pytest.fixture(scope="session")

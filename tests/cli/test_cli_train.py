@@ -3,8 +3,8 @@
 import json
 import signal
 
-import numpy as np
 import pytest
+from conftest import write_noisy
 from PIL import Image
 
 from mnv3.train import recipe
@@ -15,15 +15,9 @@ pytestmark = pytest.mark.usefixtures("no_charts")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Two classes of pictures of 16 px, bright and dark."""
-    root, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
-    for split in ("train", "test"):
-        for name, level in (("bright", 200), ("dark", 50)):
-            (root / split / name).mkdir(parents=True)
-            for i in range(8):
-                pixels = rng.normal(level, 20, (16, 16, 3)).clip(0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(root / split / name / f"{i}.png")
-    return root
+    """Two classes, bright and dark."""
+    counts = {"train": 8, "test": 8}
+    return write_noisy(tmp_path_factory.mktemp("data"), {"bright": 200, "dark": 50}, counts, 20)
 
 
 @pytest.fixture

@@ -66,14 +66,14 @@ def run(plain, tmp_path_factory):
 def test_a_run_learns_and_is_a_weights_folder_for_every_door(run, coloured):
     metrics = json.loads((run / "test.json").read_text())
     assert metrics["top1"] > 90
-    assert metrics["classes"] == list(COLOURS)
+    assert metrics["classes"] == COLOURS
     for name in ("recipe.yaml", "log.csv", "curves.png", "confusion.png", "config.json", "golden.safetensors"):
         assert (run / name).stat().st_size > 0
     for model in (mnv3.load_checkpoint(run), timm.create_model(f"local-dir:{run}", pretrained=True)):
         again = mnv3.evaluate(model, mnv3.data.load(str(coloured), "test"))
         assert again.top1 == metrics["top1"]
         assert again.loss == pytest.approx(metrics["loss"], abs=1e-6)
-        assert mnv3.class_names(model) == list(COLOURS)
+        assert mnv3.class_names(model) == COLOURS
     golden = load_file(run / "golden.safetensors")
     torch.testing.assert_close(mnv3.load_checkpoint(run).eval()(golden["inputs"]), golden["outputs"])
     picture = next((coloured / "test" / "red").iterdir())

@@ -115,9 +115,9 @@ def test_start_from_weights(plain, tmp_path):
 
 def test_a_teacher_sees_pictures_in_its_own_normalisation(plain, tmp_path):
     other = dataclasses.replace(plain, mean=(0.2, 0.3, 0.4), std=(0.1, 0.2, 0.3))
-    folder = mnv3.save(randomize(ingredients.model(other, list(COLOURS))), tmp_path / "teacher")
+    folder = mnv3.save(randomize(ingredients.model(other, COLOURS)), tmp_path / "teacher")
     chosen = dataclasses.replace(plain, teacher=str(folder), teacher_weight=1.0, temperature=2.0)
-    student = ingredients.model(chosen, list(COLOURS))
+    student = ingredients.model(chosen, COLOURS)
     teacher = ingredients.teacher(chosen, student)
     pixels = torch.rand(2, 3, 16, 16)
     own, (mean, std) = (
