@@ -126,9 +126,10 @@ def test_frozen_batch_norms_keep_their_statistics_and_learn(plain, tmp_path):
             assert not torch.equal(value, saved[key]), key
 
 
-def test_a_teachers_share_of_the_loss(plain, tmp_path, few, monkeypatch):
+def test_a_teachers_share_of_the_loss_and_the_average_of_one_update(plain, tmp_path, few, monkeypatch):
     options = {"data": few, "epochs": 1, "freeze_epochs": 1}
-    alone = trained(plain, tmp_path / "alone", **options)
+    alone = trained(plain, tmp_path / "alone", ema=0.9, **options)
+    assert same(alone.raw.state_dict(), alone.averaged.state_dict()), "its decay is warmed up, from zero"
     folder = mnv3.save(alone.raw, tmp_path / "teacher")
     monkeypatch.setattr("mnv3.train.ingredients.distance", lambda logits, answer, temperature: 0 * logits.sum() + 2)
     taught = trained(plain, tmp_path / "taught", teacher=str(folder), teacher_weight=0.25, **options)
