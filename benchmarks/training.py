@@ -27,7 +27,7 @@ from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch import nn
 
 import mnv3
-from mnv3.train import recipe
+from mnv3.train import ingredients, processes, recipe
 from mnv3.train.finetune import Training
 
 WINDOW = 5  # updates
@@ -86,8 +86,12 @@ def our_updates(chosen: recipe.Recipe) -> Iterator[None]:
     """The recipe with mnv3's helper."""
     training = Training(chosen, Path(tempfile.mkdtemp()) / "run")
     while True:
-        yield from training._updates()
-        training.epoch, training.update = training.epoch + 1, 0
+        model = processes.wrap(training.raw, training.accelerator, compile=chosen.compile, frozen=False)
+        for batches in training.batches.of_epoch(training.epoch, 0):
+            ingredients.train_mode(training.raw, freeze_bn=False)
+            training._update(model, batches)
+            yield
+        training.epoch += 1
 
 
 def measure(size: str, data: str, *, threads: int, turns: int) -> dict[str, list[float]]:
@@ -98,9 +102,7 @@ def measure(size: str, data: str, *, threads: int, turns: int) -> dict[str, list
         "timm, float32": timm_updates(size, chosen, workers=threads, amp=False),
         "timm, bfloat16": timm_updates(size, chosen, workers=threads, amp=True),
         "mnv3, float32": our_updates(recipe.load(f"cifar10_{size}", data=data, sizes=[], lr=0.01, precision="no")),
-        f"mnv3, {'bfloat16' if mnv3.train.processes.best_precision() == 'bf16' else 'float32'} (auto)": our_updates(
-            chosen
-        ),
+        f"mnv3, {'bfloat16' if processes.best_precision() == 'bf16' else 'float32'} (auto)": our_updates(chosen),
     }
     rates: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in range(turns + 1):

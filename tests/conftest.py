@@ -1,6 +1,7 @@
 """Every test runs without a network (127.0.0.1 excepted) and with caches of its own."""
 
 import os
+import shutil
 import socket
 import tempfile
 import time
@@ -18,7 +19,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 import mnv3  # noqa: E402
-from mnv3.cli import main  # noqa: E402
+from mnv3.cli.main import main  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -90,20 +91,26 @@ def needs(to: str, *, int8: bool = False) -> None:
         pytest.importorskip(module, reason=f"needs pip install 'mnv3[{entry.extra}]'")
 
 
-@pytest.fixture(scope="session")
-def noisy(tmp_path_factory):
-    """Three classes of noisy pictures of 16 px."""
+def write_noisy(root: Path, classes: dict, counts: dict, sd: float) -> Path:
+    """Folders of noisy pictures of 16 px, from a grey level or colour for each class and a number for each split."""
     import numpy as np
     from PIL import Image
 
-    root, rng = tmp_path_factory.mktemp("noisy"), np.random.default_rng(0)
-    for split, count in (("train", 8), ("val", 3), ("test", 10)):
-        for name, level in (("bright", 140), ("dark", 110), ("middle & <b>", 125)):
+    rng = np.random.default_rng(0)
+    for split, count in counts.items():
+        for name, colour in classes.items():
             (root / split / name).mkdir(parents=True)
             for i in range(count):
-                pixels = rng.normal(level, 30, (16, 16, 3)).clip(0, 255).astype(np.uint8)
+                pixels = rng.normal(colour, sd, (16, 16, 3)).clip(0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(root / split / name / f"{i}.png")
     return root
+
+
+@pytest.fixture(scope="session")
+def noisy(tmp_path_factory):
+    """Three classes that are hard to tell apart."""
+    classes, counts = {"bright": 140, "dark": 110, "middle & <b>": 125}, {"train": 8, "val": 3, "test": 10}
+    return write_noisy(tmp_path_factory.mktemp("noisy"), classes, counts, 30)
 
 
 @pytest.fixture(scope="session")
@@ -111,6 +118,35 @@ def trained(noisy, tmp_path_factory):
     """A run of two short epochs."""
     recipe = mnv3.recipe.Recipe(model="mnv3_small_cifar", data=str(noisy), size=16, batch_size=8, epochs=2, workers=0)
     return mnv3.finetune(recipe, out=tmp_path_factory.mktemp("runs") / "trained")
+
+
+@pytest.fixture(scope="session")
+def coloured(tmp_path_factory):
+    """Three classes that a short training learns."""
+    classes = {"blue": (40, 60, 200), "green": (50, 180, 60), "red": (200, 40, 40)}
+    return write_noisy(tmp_path_factory.mktemp("coloured"), classes, {"train": 16, "val": 3, "test": 4}, 40)
+
+
+@pytest.fixture(scope="session")
+def plain(coloured):
+    """The least recipe: two epochs of three updates in float32."""
+    fields = {"model": "mnv3_small_cifar", "data": str(coloured), "size": 16, "batch_size": 16, "lr": 0.05}
+    return mnv3.recipe.Recipe(**fields, epochs=2, precision="no", workers=0)
+
+
+@pytest.fixture
+def few(tmp_path, coloured):
+    """Three training pictures of each class, as a recipe's data."""
+    for split in ("train", "val"):
+        shutil.copytree(coloured / "val", tmp_path / "few" / split)
+    return str(tmp_path / "few")
+
+
+@pytest.fixture
+def no_charts(monkeypatch):
+    """Trainings do not draw their curves and confusion, which takes longer than a small training."""
+    charts = SimpleNamespace(curves=lambda history, file: file.touch(), confusion=lambda *args: args[-1].touch())
+    monkeypatch.setattr("mnv3.train.results.charts", charts)
 
 
 @pytest.fixture
@@ -130,7 +166,7 @@ def run(capsys):
     def run(*args):
         capsys.readouterr()
         try:
-            status = main.main([str(arg) for arg in args])
+            status = main([str(arg) for arg in args])
         except SystemExit as error:
             status = error.code
         return status, *capsys.readouterr()

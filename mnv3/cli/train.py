@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..text import terminal
 from ..train import recipe as recipes
-from .arguments import MODEL_HELP, Command, model_of, positive
+from .arguments import MODEL_HELP, Command, columns, model_of, positive
 
 
 def add_commands(command: Command) -> None:
@@ -56,20 +56,20 @@ def show_recipes(args: argparse.Namespace) -> int:
     if args.name:
         print(recipes.find(args.name).read_text(encoding="utf-8"), end="")
         return 0
-    width = max(map(len, recipes.names()))
-    for name in recipes.names():
-        first = recipes.find(name).read_text(encoding="utf-8").partition("\n")[0]
-        print(f"{name:{width}}  {first.removeprefix('# ')}")
+    texts = {name: recipes.find(name).read_text(encoding="utf-8") for name in recipes.names()}
+    for line in columns([(name, text.partition("\n")[0].removeprefix("# ")) for name, text in texts.items()], "<<"):
+        print(line)
     return 0
 
 
 def run_finetune(args: argparse.Namespace) -> int:
     """`mnv3 finetune RECIPE`."""
     from ..train.finetune import finetune
+    from ..train.processes import leave_together
 
     logging.getLogger("mnv3").setLevel(logging.INFO)
     folder = finetune(args.recipe, out=args.out, resume=args.resume, **_overrides(args.set))
-    if _leave_together():
+    if leave_together():
         print(terminal(f"wrote {folder}: try `mnv3 predict --checkpoint {folder} PICTURE`"))
     return 0
 
@@ -79,7 +79,7 @@ def run_eval(args: argparse.Namespace) -> int:
     from ..figures.charts import confusion
     from ..pictures import data
     from ..pictures.evaluate import evaluate
-    from ..train.processes import process_group
+    from ..train.processes import leave_together, process_group
 
     pictures = data.load(args.data, args.split, data_dir=args.data_dir, download=args.download)
     model = model_of(args.model, args.arch, use_ema=args.ema)
@@ -92,7 +92,7 @@ def run_eval(args: argparse.Namespace) -> int:
         workers=args.workers,
         accelerator=accelerator,
     )
-    if not _leave_together():
+    if not leave_together():
         return 0
     if args.json:
         metrics.save(args.json)
@@ -118,14 +118,3 @@ def run_ablate(args: argparse.Namespace) -> int:
     variants = args.variants.split(",") if args.variants else list(VARIANTS)
     print(ablate(args.recipe, out=args.out, seeds=seeds, variants=variants, **_overrides(args.set)), end="")
     return 0
-
-
-def _leave_together() -> bool:
-    """Whether this is the first of the processes. Gloo aborts in one that still runs when another has gone."""
-    import torch.distributed
-    from accelerate import PartialState
-
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
-    return PartialState().is_main_process

@@ -12,6 +12,7 @@ from ..errors import ExportError
 from ..factory import transforms
 from ..layers import evaluating
 from ..pictures import images
+from ..pictures.inputs import check_channels, load_batch
 from . import runtime
 
 PICTURES = 16  # to check by, drawn here or taken of those given
@@ -25,13 +26,12 @@ def inputs(model: nn.Module, size: int, pictures: Any, *, normalize: bool = Fals
     """
     if pictures is None:
         return _normalized(_drawn(count, model.in_chans, size), model, normalize)
-    if model.in_chans != 3:
-        raise ValueError(f"the model takes pictures of in_chans={model.in_chans}: files are read as RGB")
+    check_channels(model)
     transform = transforms(model, input_size=(model.in_chans, size, size), mean=(0, 0, 0), std=(1, 1, 1))
     chosen = images.spread(list(images.find(pictures)), count)
     if not chosen:
         raise ValueError(f"no pictures in {pictures}")
-    return _normalized(torch.stack([transform(images.load(file)) for file in chosen]), model, normalize)
+    return _normalized(load_batch(chosen, transform), model, normalize)
 
 
 def _normalized(x: Tensor, model: nn.Module, raw: bool) -> Tensor:

@@ -6,7 +6,6 @@ catalog.py, and `mnv3 push` refuses a folder whose card is another than the one 
 """
 
 import dataclasses
-import json
 import os
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 from ..arch import VARIANTS, count_macs, count_params
 from ..catalog import CATALOG, ORG, WEIGHTS_FILE, Checkpoint
 from ..errors import WeightsError
+from ..pictures.evaluate import Metrics
 from ..text import markdown
 from ..train import recipe as recipes
 from ..train.run_folder import LOG_FILE, MACHINE_KEYS, RECIPE_FILE, TEST_FILE
@@ -127,27 +127,26 @@ def _costs(record: Checkpoint) -> tuple[str, str]:
     return f"{count_params(table, num_classes=classes) / 1e6:.2f}", f"{macs / 1e6:.1f}"
 
 
-def _metrics(record: Checkpoint, folder: Path) -> dict[str, Any]:
-    """What the test after the training found, if the folder has it."""
+def _metrics(record: Checkpoint, folder: Path) -> Metrics | None:
+    """The metrics of the test after the training, if the folder has them."""
     file = folder / TEST_FILE
     if not file.is_file():
-        return {}
+        return None
     try:
-        metrics = json.loads(file.read_text(encoding="utf-8"))
-        top1, *_ = round(metrics["top1"], 2), metrics["top5"] + metrics["count"], metrics["per_class"].items()
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
-        raise WeightsError(f"{file}: cannot be read as metrics of `mnv3 eval`: {error!r}") from None
-    if top1 != record.top1:
+        metrics = Metrics.load(file)
+    except ValueError as error:
+        raise WeightsError(str(error)) from None
+    if (top1 := round(metrics.top1, 2)) != record.top1:
         raise WeightsError(
             f"{file} has a top-1 of {top1} %, the catalog {record.top1} %: one of them is of other weights"
         )
     return metrics
 
 
-def _metadata(record: Checkpoint, metrics: dict[str, Any]) -> Any:
+def _metadata(record: Checkpoint, metrics: Metrics | None) -> Any:
     from huggingface_hub import EvalResult, ModelCardData
 
-    values = {"Top 1 Accuracy": record.top1} | ({"Top 5 Accuracy": metrics["top5"]} if metrics else {})
+    values = {"Top 1 Accuracy": record.top1} | ({"Top 5 Accuracy": metrics.top5} if metrics else {})
     data, _, split = record.data.rpartition(" ")
     results = [
         EvalResult(
@@ -174,7 +173,7 @@ def _metadata(record: Checkpoint, metrics: dict[str, Any]) -> Any:
     )
 
 
-def _figures(record: Checkpoint, metrics: dict[str, Any]) -> Iterator[str]:
+def _figures(record: Checkpoint, metrics: Metrics | None) -> Iterator[str]:
     variant, size = VARIANTS[record.arch], record.input_size[-1]
     kind = "Large" if "large" in record.arch else "Small"
     yield _fill(
@@ -184,8 +183,8 @@ def _figures(record: Checkpoint, metrics: dict[str, Any]) -> Iterator[str]:
     params, macs = _costs(record)
     rows = [("", record.data), ("top-1", f"**{record.top1:.2f} %**")]
     if metrics:
-        rows += [("top-5", f"{metrics['top5']:.2f} %"), ("pictures", f"{metrics['count']:,}, one view each, float32")]
-        worst = sorted(metrics["per_class"].items(), key=lambda item: item[1])[:2]
+        rows += [("top-5", f"{metrics.top5:.2f} %"), ("pictures", f"{metrics.count:,}, one view each, float32")]
+        worst = sorted(metrics.per_class.items(), key=lambda item: item[1])[:2]
         rows += [("lowest by class", ", ".join(f"{markdown(name)} {value:.1f} %" for name, value in worst))]
     rows += [("parameters", f"{params} M"), (f"MACs at {size} px", f"{macs} M")]
     yield table(rows, "<<")

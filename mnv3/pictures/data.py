@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,14 +19,15 @@ from . import class_folders, images
 
 HELD_SIDE, HELD_BYTES = 96, 2**30  # pictures up to this many pixels a side, and this much in all, are held in memory
 CIFAR = {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures of one split: a uint8 tensor (N, 3, H, W), or files to read."""
+    """The pictures of one split with their classes."""
 
-    source: Tensor | Sequence[Path]
-    labels: Tensor  # (N,)
+    source: Tensor | Sequence[Path]  # uint8 (N, 3, H, W), or files
+    labels: Tensor  # (N,), indices of classes
     classes: list[str]
 
     @property
@@ -38,9 +39,18 @@ class Pictures:
         return len(self.labels)
 
     def take(self, indices: Tensor) -> "Pictures":
-        """Some of them."""
+        """The pictures at these indices (M,)."""
         source = self.source[indices] if self.held else [self.source[i] for i in indices.tolist()]
         return Pictures(source, self.labels[indices], self.classes)
+
+    def picture(self, index: int) -> Image.Image:
+        """One picture in 8-bit RGB.
+
+        Raises:
+            DataError: Its file cannot be read.
+        """
+        source = self.source[index]
+        return Image.fromarray(source.permute(1, 2, 0).numpy()) if self.held else read_file(source)
 
 
 def load(data: str, split: str, *, data_dir: str = "data", download: bool = False) -> Pictures:
@@ -61,10 +71,10 @@ def load(data: str, split: str, *, data_dir: str = "data", download: bool = Fals
     folder = Path(data).expanduser()
     if not folder.is_dir():
         raise DataError(f"data: no folder {data!r}. {choices(data, CIFAR)} Or a folder with train/<class>/*")
-    classes, found = class_folders.read(class_folders.find(folder, split))
-    files = [file for files in found for file in files]
-    labels = torch.tensor([i for i, files in enumerate(found) for _ in files])
-    return Pictures(_held(files) if _small(files) else files, labels, classes)
+    classes, by_class = class_folders.read_classes(class_folders.find_split(folder, split))
+    files = [file for files in by_class for file in files]
+    labels = torch.tensor([label for label, files in enumerate(by_class) for _ in files])
+    return Pictures(_pixels(files) if _fit_in_memory(files) else files, labels, classes)
 
 
 def _cifar(data: str, split: str, data_dir: str, download: bool) -> Pictures:
@@ -73,58 +83,59 @@ def _cifar(data: str, split: str, data_dir: str, download: bool) -> Pictures:
     if split not in ("train", "test"):
         raise DataError(f"{data} has no split {split!r}: train or test")
     try:
-        found = getattr(datasets, CIFAR[data])(Path(data_dir).expanduser(), train=split == "train", download=download)
+        cifar = getattr(datasets, CIFAR[data])(Path(data_dir).expanduser(), train=split == "train", download=download)
     except RuntimeError as error:
         advice = "give its folder (data_dir), or let torchvision download it there (download=true)"
         raise DataError(f"no {CIFAR[data]} in {data_dir}, or it is damaged: {advice}") from error
     except OSError as error:
         raise DataError(f"cannot download {CIFAR[data]} to {data_dir}: {error}") from error
-    source = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()
-    return Pictures(source, torch.tensor(found.targets), list(found.classes))
+    source = torch.from_numpy(cifar.data).permute(0, 3, 1, 2).contiguous()
+    return Pictures(source, torch.tensor(cifar.targets), list(cifar.classes))
 
 
-def _small(files: Sequence[Path]) -> bool:
+def _fit_in_memory(files: Sequence[Path]) -> bool:
     """Whether all pictures have one small size; reads their headers until one has another."""
     first = None
     for file in files:
-        size = read(file, images.size)
+        size = read_file(file, images.size)
         first = first or size
         if size != first or max(size) > HELD_SIDE or len(files) * 3 * size[0] * size[1] > HELD_BYTES:
             return False
     return True
 
 
-def _held(files: Sequence[Path]) -> Tensor | Sequence[Path]:
-    """Their pixels, or the files themselves where some turn out to lie on their side (EXIF)."""
+def _pixels(files: Sequence[Path]) -> Tensor | Sequence[Path]:
+    """uint8 (N, 3, H, W); or the files themselves, if EXIF turns some of them on their side."""
     with ThreadPoolExecutor(max_workers=2) as pool:  # Pillow decodes outside the interpreter lock
-        arrays = list(pool.map(lambda file: np.asarray(read(file)), files))
+        arrays = list(pool.map(lambda file: np.asarray(read_file(file)), files))
     if len({array.shape for array in arrays}) > 1:
         return files
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
 
 
-class EvalPictures(torch.utils.data.Dataset):
-    """Pictures for evaluation, each through a model's own preprocessing."""
+def read_file(file: Path, read: Callable[[Path], T] = images.load) -> T:
+    """A picture of a data set; an error of its file is one of the data.
 
-    def __init__(self, pictures: Pictures, transform: Callable[[Image.Image], Tensor]) -> None:
-        self.pictures, self.transform = pictures, transform
+    Args:
+        file: Its file.
+        read: `images.load`, or `images.size`.
 
-    def __getitem__(self, index: int) -> Tensor:
-        source = self.pictures.source[index]
-        held = isinstance(source, Tensor)
-        return self.transform(Image.fromarray(source.permute(1, 2, 0).numpy()) if held else read(source))
-
-
-def read(file: Path, get: Callable[[Path], Any] = images.load) -> Any:
-    """What `get` reads of a picture file; DataError in place of PictureError."""
+    Raises:
+        DataError: It cannot be read.
+    """
     try:
-        return get(file)
+        return read(file)
     except images.PictureError as error:
         raise DataError(str(error)) from None
 
 
 def files_loader(dataset: torch.utils.data.Dataset, batches: Sequence[Any], workers: int) -> Iterator[Tensor]:
-    """The batches of a dataset, read by other processes.
+    """The batches of a dataset of picture files.
+
+    Args:
+        dataset: Of tensors; its `__getitem__` may raise DataError.
+        batches: The keys of each batch.
+        workers: Processes that read; 0 to read in this one.
 
     Raises:
         DataError: A file cannot be read.
@@ -132,4 +143,5 @@ def files_loader(dataset: torch.utils.data.Dataset, batches: Sequence[Any], work
     try:
         yield from torch.utils.data.DataLoader(dataset, batch_sampler=batches, num_workers=workers)
     except DataError as error:  # PyTorch puts a worker's traceback before the message
+        error.__traceback__ = None  # PyTorch's is a cycle: collected later, it waits 10 seconds for the workers
         raise DataError(str(error).rpartition(f"\n{DataError.__module__}.DataError: ")[2].strip()) from None

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 BITS, PHOTOMETRIC, SAMPLE_FORMAT, SAMPLE_MIN, SAMPLE_MAX = 258, 262, 339, 340, 341
 SIGNED, FLOAT = 2, 3  # of SAMPLE_FORMAT
 DARK = 16  # of a picture that stays below this part of white, no more than 4 of its bits are left
-_said: set[str] = set()
+_warned: set[str] = set()
 
 
 def is_deep(picture: Image.Image) -> bool:
@@ -30,7 +30,7 @@ class Grey:
 
     def __init__(self, picture: Image.Image) -> None:
         self.name = getattr(picture, "filename", "a picture")
-        self.black, self.white, self.told = _levels(picture)
+        self.black, self.white, self.stated = _levels(picture)
         self.transparent = picture.info.get("transparency")  # PNG: one of its numbers
         self.low, self.high = math.inf, -math.inf
 
@@ -46,15 +46,15 @@ class Grey:
             grey[values == self.transparent] = 255
         return Image.fromarray(grey).convert("RGB")
 
-    def say_if_odd(self) -> None:
-        """A notice, once of each kind, where these do not look like numbers that the file's type was meant for."""
+    def warn_if_odd(self) -> None:
+        """Log, once of each kind, that the numbers do not look like those that the file's type is meant for."""
         advice = "a file has to say so where another number is white (docs/pictures.md)"
-        if self.told:
+        if self.stated:
             return
         if self.high > max(self.black, self.white):
-            _say("bright", f"{self.name}: has numbers up to {self.high:g}, but {self.white:g} is white: {advice}")
+            _warn_once("bright", f"{self.name}: has numbers up to {self.high:g}, but {self.white:g} is white: {advice}")
         elif self.low >= 0 and 0 < self.high < self.white / DARK:
-            _say(
+            _warn_once(
                 "dark",
                 f"{self.name}: nearly black, its numbers end at {self.high:g}, and {self.white:g} is white: {advice}",
             )
@@ -75,12 +75,12 @@ def _levels_of_tiff(tags: Mapping[int, Any]) -> tuple[float, float, bool]:
     black, white = 0.0, 1.0 if kind == FLOAT else float(2 ** (bits - (kind == SIGNED)) - 1)
     low, high = _number(tags, SAMPLE_MIN), _number(tags, SAMPLE_MAX)
     low, high = black if low is None else low, white if high is None else high
-    told = low < high and (low, high) != (black, white)
-    if told:
+    stated = low < high and (low, high) != (black, white)
+    if stated:
         black, white = low, high
     if _number(tags, PHOTOMETRIC) == 0:  # white is zero, which Pillow heeds in pictures of 8 bits only
         black, white = white, black
-    return black, white, told
+    return black, white, stated
 
 
 def _number(tags: Mapping[int, Any], tag: int) -> float | None:
@@ -93,7 +93,7 @@ def _number(tags: Mapping[int, Any], tag: int) -> float | None:
         return None
 
 
-def _say(kind: str, message: str) -> None:
-    if kind not in _said:
-        _said.add(kind)
+def _warn_once(kind: str, message: str) -> None:
+    if kind not in _warned:
+        _warned.add(kind)
         logger.warning("%s; said once", message)

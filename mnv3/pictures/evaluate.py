@@ -2,27 +2,33 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
+import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..factory import check_pooled, class_names, transforms
+from ..errors import DataError
+from ..factory import check_pooled, class_names
 from ..files.atomic import write_atomically
 from ..layers import evaluating, finite, no_answer
 from .class_folders import composed
-from .data import DataError, EvalPictures, Pictures, files_loader
+from .data import Pictures
+from .inputs import batches, check_channels
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 TTA = ("none", "flip")
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """What an evaluation found. Accuracies in per cent."""
+    """The result of an evaluation. Accuracies in per cent."""
 
     count: int
     top1: float
@@ -32,9 +38,51 @@ class Metrics:
     per_class: dict[str, float]  # of those that there are pictures of
     confusion: list[list[int]]  # [true class][predicted class]
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | os.PathLike) -> None:
         """Write them as JSON."""
         write_atomically(Path(path), (json.dumps(dataclasses.asdict(self), indent=1) + "\n").encode())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Metrics":
+        """Read what `save` wrote; in files of mnv3 0.1.0, the classes are named in `per_class` alone.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It cannot be read, or has something else in it.
+        """
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            per_class = {str(name): float(accuracy) for name, accuracy in values["per_class"].items()}
+            metrics = cls(
+                count=int(values["count"]),
+                top1=float(values["top1"]),
+                top5=float(values["top5"]),
+                loss=float(values["loss"]),
+                classes=[str(name) for name in values.get("classes", per_class)],
+                per_class=per_class,
+                confusion=[[int(count) for count in row] for row in values["confusion"]],
+            )
+            if problem := metrics._problem():
+                raise ValueError(problem)
+        except FileNotFoundError:
+            raise
+        except (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+            raise ValueError(f"{path}: cannot be read as metrics of `mnv3 eval`: {error!r}") from None
+        return metrics
+
+    def _problem(self) -> str | None:
+        """What does not fit together."""
+        if not all(0 <= accuracy <= 100 for accuracy in (self.top1, self.top5, *self.per_class.values())):
+            return "an accuracy is no percentage"
+        if not math.isfinite(self.loss):
+            return "the loss is not finite"
+        if [len(row) for row in self.confusion] != [len(self.classes)] * len(self.classes):
+            return "confusion has not a row and a column for each class"
+        if min(map(min, self.confusion), default=0) < 0 or sum(map(sum, self.confusion)) != self.count:
+            return "confusion does not add up to count"
+        if unknown := set(self.per_class) - set(self.classes):
+            return f"per_class has {min(unknown)!r}, which is not in classes"
+        return None
 
 
 def evaluate(
@@ -44,7 +92,7 @@ def evaluate(
     batch_size: int = 256,
     tta: str = "none",
     workers: int = 2,
-    accelerator: Any = None,
+    accelerator: "Accelerator | None" = None,
 ) -> Metrics:
     """Evaluate in the model's precision, with the preprocessing of its weights; its modes are left as they were.
 
@@ -67,12 +115,12 @@ def evaluate(
     classes = len(names)
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     mine = range(rank, len(pictures), world)
-    batches = [list(mine[start : start + batch_size]) for start in range(0, len(mine), batch_size)]
+    indices = [list(mine[start : start + batch_size]) for start in range(0, len(mine), batch_size)]
     parameter = next(model.parameters())
     confusion = torch.zeros(classes, classes, dtype=torch.long)
     sums = torch.zeros(3, dtype=torch.float64)  # loss, pictures with their class in the top 5, those without an answer
     with evaluating(model):
-        for batch, x in zip(batches, _inputs(model, pictures, batches, workers), strict=True):
+        for batch, x in zip(indices, batches(model, pictures, indices, workers=workers), strict=True):
             y = labels[batch]
             logits = _logits(model, x.to(parameter), tta).float().cpu()
             sums[0] += F.cross_entropy(logits.double(), y, reduction="sum")
@@ -94,25 +142,25 @@ def evaluate(
 def probabilities(
     model: nn.Module, pictures: Pictures, *, batch_size: int = 256, workers: int = 2
 ) -> tuple[list[str], Tensor, Tensor]:
-    """What the model says of every picture: class names, labels (N,) and probabilities (N, classes), in their order.
+    """The probability of every class for every picture; arguments and errors are those of `evaluate`.
 
-    Args, errors and preprocessing are those of `evaluate`.
+    Returns:
+        Names of the classes in the model's order, labels (N,) and probabilities (N, classes) of the pictures in theirs.
     """
     names, labels = _in_order_of(model, pictures)
-    batches = [batch.tolist() for batch in torch.arange(len(pictures)).split(batch_size)]
+    indices = [batch.tolist() for batch in torch.arange(len(pictures)).split(batch_size)]
     parameter = next(model.parameters())
     with evaluating(model):
-        batches = _inputs(model, pictures, batches, workers)
-        found = [finite(model(x.to(parameter)).float()).softmax(1).cpu() for x in batches]
-    return names, labels, torch.cat(found)
+        inputs = batches(model, pictures, indices, workers=workers)
+        probs = [finite(model(x.to(parameter)).float()).softmax(1).cpu() for x in inputs]
+    return names, labels, torch.cat(probs)
 
 
 def _in_order_of(model: nn.Module, pictures: Pictures) -> tuple[list[str], Tensor]:
     """Class names and labels (N,) in the model's order, which need not be that of the folders."""
     check_pooled(model)
+    check_channels(model, source="these are RGB")
     known, given = [composed(name) for name in class_names(model) or ()], pictures.classes
-    if (channels := getattr(model, "in_chans", 3)) != 3:
-        raise DataError(f"the model takes pictures of in_chans={channels}: these are RGB")
     if model.num_classes != len(given):
         raise DataError(
             f"the model has {model.num_classes} classes and the pictures {len(given)}: {', '.join(given[:5])}"
@@ -122,18 +170,9 @@ def _in_order_of(model: nn.Module, pictures: Pictures) -> tuple[list[str], Tenso
     return given, pictures.labels
 
 
-def _inputs(model: nn.Module, pictures: Pictures, batches: list[list[int]], workers: int) -> Iterator[Tensor]:
-    cfg = model.pretrained_cfg
-    if pictures.held and pictures.source.shape[1:] == cfg["input_size"] and cfg["crop_pct"] == 1:
-        mean, std = (torch.tensor(cfg[name]).view(3, 1, 1) for name in ("mean", "std"))
-        for batch in batches:  # what the transform below would do, to whole batches
-            yield (pictures.source[batch] / 255 - mean) / std
-    else:
-        yield from files_loader(EvalPictures(pictures, transforms(model)), batches, workers)
-
-
 def _logits(model: nn.Module, x: Tensor, tta: str) -> Tensor:
+    """Logits (B, classes); with 'flip', log probabilities of the mean of both views, up to a constant."""
     logits = model(x)
     if tta == "flip":
-        return torch.stack([logits, model(x.flip(3))]).float().log_softmax(-1).logsumexp(0)  # up to a constant
+        return torch.stack([logits, model(x.flip(3))]).float().log_softmax(-1).logsumexp(0)
     return logits

@@ -27,29 +27,29 @@ def find(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> Iterator[Pat
     """
     for path in map(Path, [paths] if isinstance(paths, (str, os.PathLike)) else paths):
         if path.is_dir():
-            files, passed_over = look(path)
-            say(path, passed_over)
+            files, passed_over = list_pictures(path)
+            warn_passed_over(path, passed_over)
             yield from files
         else:
             yield path
 
 
-def look(folder: Path) -> tuple[list[Path], Counter[str]]:
+def list_pictures(folder: Path) -> tuple[list[Path], Counter[str]]:
     """The pictures in a folder and all below it, and how many others there are by reason, or by ending."""
     passed_over = Counter()
     return sorted(_walk(folder, passed_over)), passed_over
 
 
 def has_pictures(folder: Path) -> bool:
-    """Whether there is one in it, or anywhere below."""
+    """Whether a folder has a picture in it, or anywhere below."""
     return next(_walk(folder, Counter()), None) is not None
 
 
 def _walk(folder: Path, passed_over: Counter[str]) -> Iterator[Path]:
-    """Its pictures; each folder is read once, however many links lead to it."""
+    """The pictures of a folder; each folder below is read once, however many links lead to it."""
     endings = suffixes()
     above = [parent.stat() for parent in (folder.resolve(), *folder.resolve().parents)]
-    seen = {(found.st_dev, found.st_ino) for found in above}  # a link to one of them is a circle
+    visited = {(info.st_dev, info.st_ino) for info in above}  # a link to one of them is a circle
     todo = [folder]
     while todo:
         try:
@@ -60,17 +60,17 @@ def _walk(folder: Path, passed_over: Counter[str]) -> Iterator[Path]:
         folders = []
         for path in (Path(entry.path) for entry in entries if not is_hidden(entry.name)):
             try:
-                found = path.stat()
+                info = path.stat()
             except OSError as error:
                 passed_over["broken links" if path.is_symlink() else _closed(error)] += 1
                 continue
-            if stat.S_ISDIR(found.st_mode):
-                if (identity := (found.st_dev, found.st_ino)) in seen:
+            if stat.S_ISDIR(info.st_mode):
+                if (identity := (info.st_dev, info.st_ino)) in visited:
                     passed_over["links to folders that are read already"] += 1
                     continue
-                seen.add(identity)
+                visited.add(identity)
                 folders.append(path)
-            elif not stat.S_ISREG(found.st_mode):
+            elif not stat.S_ISREG(info.st_mode):
                 passed_over["FIFOs and devices"] += 1
             elif (ending := path.suffix.lower()) in endings:
                 yield path
@@ -79,27 +79,27 @@ def _walk(folder: Path, passed_over: Counter[str]) -> Iterator[Path]:
         todo += reversed(folders)
 
 
-def say(folder: Path, passed_over: Counter[str]) -> None:
-    """A log line on what was passed over, if anything was; by the first of several processes."""
+def warn_passed_over(folder: Path, passed_over: Counter[str]) -> None:
+    """Log which files of a folder were passed over, if any were; only the first of several processes does."""
     if passed_over and os.environ.get("RANK", "0") == "0":
-        logger.warning("%s: passed over: %s", folder, reasons(passed_over))
+        logger.warning("%s: passed over: %s", folder, summary(passed_over))
 
 
-def reasons(passed_over: Counter[str]) -> str:
+def summary(passed_over: Counter[str]) -> str:
     """How many files were passed over, for each reason."""
-    found, plain = [], Counter()
+    parts, plain = [], Counter()
     for reason, count in passed_over.most_common():
         if reason and reason[0] != ".":  # no ending
-            found.append(f"{reason}: {count}")
+            parts.append(f"{reason}: {count}")
         elif package := missing_package(reason):
-            found.append(f"{reason}: {count} ({package})")
+            parts.append(f"{reason}: {count} ({package})")
         else:
             plain[reason] += count
     if plain:
         shown = [f"{count} {ending or 'without one'}" for ending, count in plain.most_common(ENDINGS_SHOWN)]
         more = " ..." if len(plain) > ENDINGS_SHOWN else ""
-        found.append(f"without a picture's ending: {plain.total()} ({', '.join(shown)}{more})")
-    return "; ".join(found)
+        parts.append(f"without a picture's ending: {plain.total()} ({', '.join(shown)}{more})")
+    return "; ".join(parts)
 
 
 def _closed(error: OSError) -> str:

@@ -133,14 +133,14 @@ def _rgb(picture: Image.Image) -> Image.Image:
     if picture.mode == "RGB" and not picture.has_transparency_data:
         return picture.crop(box)
     grey = deep.Grey(picture) if deep.is_deep(picture) else None
-    found = Image.new("RGB", (right - left, bottom - top))
-    rows = max(1, PART // found.width)
+    rgb = Image.new("RGB", (right - left, bottom - top))
+    rows = max(1, PART // rgb.width)
     for y in range(top, bottom, rows):  # so that no third copy of a large picture is made
         part = picture.crop((left, y, right, min(y + rows, bottom)))
-        found.paste(grey(part) if grey else _on_white(part), (0, y - top))
+        rgb.paste(grey(part) if grey else _on_white(part), (0, y - top))
     if grey:
-        grey.say_if_odd()
-    return found
+        grey.warn_if_odd()
+    return rgb
 
 
 def _middle(size: tuple[int, int]) -> tuple[int, int, int, int]:

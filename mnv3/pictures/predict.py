@@ -1,7 +1,7 @@
 """Classify picture files with a model."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..factory import check_pooled, class_names, transforms
 from ..layers import evaluating, finite
 from . import images
+from .inputs import Transform, check_channels
 
 
 class Prediction(NamedTuple):
@@ -49,28 +50,27 @@ def predict(
     if not model.num_classes:
         raise ValueError("the model has no classifier (num_classes=0): nothing to predict")
     check_pooled(model)
-    if model.in_chans not in (1, 3):
-        raise ValueError(f"the model takes pictures of in_chans={model.in_chans}: files are read as RGB or grey")
-    return _predict(model, files, min(topk, model.num_classes), batch_size)
+    check_channels(model, grey=True, source="files are read as RGB or grey")
+    return _predict(model, images.find(files), min(topk, model.num_classes), batch_size)
 
 
-def _predict(model: nn.Module, files: Iterable[Any], topk: int, batch_size: int) -> Iterator[Prediction]:
+def _predict(model: nn.Module, files: Iterator[Path], topk: int, batch_size: int) -> Iterator[Prediction]:
     names, transform = class_names(model), transforms(model)
-    todo = images.find(files)
     with ThreadPoolExecutor(max_workers=2) as pool:  # Pillow decodes outside the interpreter lock
-        while batch := list(islice(todo, batch_size)):
-            loaded = list(pool.map(lambda path: _load(path, transform), batch))
-            good = [x for x in loaded if isinstance(x, Tensor)]
-            results = iter(_classify(model, torch.stack(good), topk) if good else ())
-            for path, x in zip(batch, loaded, strict=True):
-                if isinstance(x, str):
-                    yield Prediction(path, [], x)
-                    continue
-                topk_of_x = [{"index": i, "label": names and names[i], "prob": p} for p, i in next(results)]
-                yield Prediction(path, topk_of_x)
+        while batch := list(islice(files, batch_size)):
+            inputs = list(pool.map(lambda path: _load(path, transform), batch))
+            readable = [x for x in inputs if isinstance(x, Tensor)]
+            results = iter(_classify(model, torch.stack(readable), topk) if readable else ())
+            for path, x in zip(batch, inputs, strict=True):
+                if isinstance(x, Tensor):
+                    classes = [{"index": i, "label": names and names[i], "prob": p} for p, i in next(results)]
+                    yield Prediction(path, classes)
+                else:
+                    yield Prediction(path, [], error=x)
 
 
-def _load(path: Path, transform: Callable) -> Tensor | str:
+def _load(path: Path, transform: Transform) -> Tensor | str:
+    """The model's input (C, H, W) of a file, or why it cannot be read."""
     try:
         return transform(images.load(path))
     except images.PictureError as error:
@@ -78,6 +78,7 @@ def _load(path: Path, transform: Callable) -> Tensor | str:
 
 
 def _classify(model: nn.Module, x: Tensor, topk: int) -> list[list[tuple[float, int]]]:
+    """Probability and index of the `topk` classes of each picture of (B, C, H, W)."""
     parameter = next(model.parameters())
     with evaluating(model):
         probs, indices = finite(model(x.to(parameter)).float()).softmax(1).topk(topk)

@@ -10,6 +10,7 @@ from ..factory import transforms
 from ..files.saving import unwrapped
 from ..model import MobileNetV3
 from ..pictures import images
+from ..pictures.inputs import check_channels
 
 VIEW = 448  # pixels along a side of a picture that is shown, at least
 
@@ -23,8 +24,7 @@ def of(model: nn.Module) -> MobileNetV3:
     model = unwrapped(model)
     if not isinstance(model, MobileNetV3):
         raise ValueError(f"{type(model).__name__}: only mnv3's models in PyTorch can be looked into, no exported file")
-    if model.in_chans != 3:
-        raise ValueError(f"the model takes pictures of in_chans={model.in_chans}: files are read as RGB")
+    check_channels(model)
     return model
 
 

@@ -11,6 +11,7 @@ import timm
 from .. import bench as benchmark, catalog
 from ..arch import VARIANTS, count_macs
 from ..factory import load_checkpoint
+from ..pictures.evaluate import Metrics
 from ..train.recipe import load
 from ..train.run_folder import RECIPE_FILE, TEST_FILE
 
@@ -118,17 +119,15 @@ def _ours(name: str, accuracy: float | None) -> Point:
 def _accuracy(text: str) -> float:
     """Top-1 in per cent from a number or a file of `mnv3 eval --json`."""
     if NUMBER.fullmatch(text):
-        top1 = float(text)
-    else:
-        try:
-            top1 = json.loads(Path(text).read_text(encoding="utf-8"))["top1"]
-        except FileNotFoundError:
-            raise ValueError(f"{text}: no such file, and no number: expected a top-1 in per cent") from None
-        except (ValueError, TypeError, LookupError, RecursionError):
-            raise ValueError(f"{text}: no top-1 in it: expected what `mnv3 eval --json` writes") from None
-    if not isinstance(top1, (int, float)) or not 0 <= top1 <= 100:
-        raise ValueError(f"{text}: expected a top-1 from 0 to 100 per cent")
-    return float(top1)
+        if float(text) > 100:
+            raise ValueError(f"{text}: expected a top-1 from 0 to 100 per cent")
+        return float(text)
+    try:
+        return Metrics.load(text).top1
+    except FileNotFoundError:
+        raise ValueError(f"{text}: no such file, and no number: expected a top-1 in per cent") from None
+    except ValueError:
+        raise ValueError(f"{text}: no top-1 in it: expected what `mnv3 eval --json` writes") from None
 
 
 def _torchvisions(name: str) -> float | None:

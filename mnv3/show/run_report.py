@@ -22,7 +22,7 @@ from .feature_maps import draw_gates, draw_maps, gates_height, look, maps_height
 from .gradcam import draw_heat, draw_top, explain
 from .network import BARS, COLUMNS, NOTES, block_height, draw_block, lines, shown
 from .points import point
-from .training import calibration_rows, confusion_rows, curve_rows, mistake_rows, picture, worst
+from .training import calibration_rows, confusion_rows, curve_rows, mistake_rows, worst
 
 ENDINGS = (".html", ".htm")
 EXPLAINED = 2  # right answers, and as many mistakes
@@ -144,12 +144,10 @@ def _html(results: Results, missing: str | None, sections: Sequence[tuple[str, s
 
 def _facts(results: Results) -> dict[str, str]:
     """The numbers at the top."""
-    table, test = list(_costs(results)), results.test or {}
+    table, test = list(_costs(results)), results.test
     facts = {}
     if test:
-        facts |= {"top-1": f"{test['top1']:.2f} %"}
-        facts |= {"top-5": f"{test['top5']:.2f} %"} if "top5" in test else {}
-        facts |= {"test pictures": f"{sum(map(sum, test['confusion'])):,}"}
+        facts |= {"top-1": f"{test.top1:.2f} %", "top-5": f"{test.top5:.2f} %", "test pictures": f"{test.count:,}"}
     if results.answers:
         found = calibration(results.answers.probs, results.answers.labels)
         facts |= {"calibration error (ECE)": f"{100 * found.ece:.1f} %"}
@@ -189,8 +187,8 @@ def _figures(rows: Sequence[style.Row], alt: str, stretch: float = 1.0) -> Itera
 def _tested(results: Results) -> Iterator[str]:
     rows = confusion_rows(results) + (calibration_rows(results) if results.answers else [])
     yield from _figures(rows, "confusion matrix, classes and calibration on the test pictures")
-    counts = dict(zip(results.classes, map(sum, results.test["confusion"]), strict=True))
-    lines = ((html(name), counts[name], share) for name, share in results.test["per_class"].items())
+    counts = dict(zip(results.test.classes, map(sum, results.test.confusion), strict=True))
+    lines = ((html(name), counts[name], share) for name, share in results.test.per_class.items())
     yield "<details><summary>by class</summary><table><tr><th>class</th><th>pictures</th><th>top-1 / %</th></tr>"
     yield "".join(f"<tr><td>{name}</td><td>{count}</td><td>{share:.2f}</td></tr>" for name, count, share in lines)
     yield "</table></details>"
@@ -225,7 +223,7 @@ def _seen(results: Results) -> Iterator[str]:
     answers = results.answers
     sure = answers.probs.max(1).values * (answers.probs.argmax(1) == answers.labels)
     right = sure.argsort(descending=True, stable=True)[:EXPLAINED].tolist()
-    looked = look(picture(answers.pictures, right[0]), results.model)
+    looked = look(answers.pictures.picture(right[0]), results.model)
     yield '<div class="grid">'
     height = maps_height(looked, style.NARROW)
     rows = [(height, [partial(draw_maps, looked=looked)])]
@@ -234,7 +232,7 @@ def _seen(results: Results) -> Iterator[str]:
         rows = [(gates_height(looked), [partial(draw_gates, looked=looked)])]
         yield _pictured(partial(style.sheet, rows, width=style.NARROW), "gates of squeeze-and-excite")
     for i in [*right, *(i for i, *_ in worst(answers, EXPLAINED))]:
-        reason = explain(picture(answers.pictures, i), results.model)
+        reason = explain(answers.pictures.picture(i), results.model)
         rows = [(2.9, [partial(draw_heat, reason=reason)]), (2.2, [partial(draw_top, reason=reason)])]
         caption = f"true class: {answers.names[answers.labels[i]]}"
         yield _pictured(partial(style.sheet, rows, width=style.NARROW), "what speaks for the answer", caption)

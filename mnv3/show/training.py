@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ..figures import panels, style
-from ..pictures import data, images
+from ..pictures import data
 from ..train.results import PARTS, Answers, Results, read
 from . import calibration
 
@@ -60,7 +59,7 @@ def summary(results: Results) -> str:
     recipe, test = results.recipe, results.test
     words = [recipe.model, Path(recipe.data).name, f"{len(results.history)} epochs"]
     if test:
-        words.append(f"top-1 {test['top1']:.2f} % of {test.get('count', np.sum(test['confusion']))} test pictures")
+        words.append(f"top-1 {test.top1:.2f} % of {test.count} test pictures")
     return ", ".join(words)
 
 
@@ -73,12 +72,12 @@ def confusion_rows(results: Results) -> list[style.Row]:
     """The confusion matrix, and every class."""
 
     def matrix(place: Any) -> None:
-        image = panels.confusion(place.subplots(), results.test["confusion"], results.classes)
+        image = panels.confusion(place.subplots(), results.test.confusion, results.test.classes)
         place.colorbar(image, label="% of the true class", location="bottom", shrink=0.8, aspect=40)
 
     def classes(place: Any) -> None:
         axis = place.subplots()
-        drawn, there = panels.by_class(axis, results.test["confusion"], results.classes), len(results.test["per_class"])
+        drawn, there = panels.by_class(axis, results.test.confusion, results.test.classes), len(results.test.per_class)
         axis.set_title(f"the worst {drawn} of {there} classes" if drawn < there else "by class", size=9)
 
     return [(4.9, [matrix, classes])]
@@ -120,16 +119,9 @@ def mistake_rows(results: Results, width: float = style.WIDTH) -> list[style.Row
     return [(0.4 + lines * (width / columns + 0.4), [draw])] if found else [(0.5, [nothing])]
 
 
-def picture(pictures: data.Pictures, index: int) -> Image.Image:
-    """A picture of a data set."""
-    if pictures.held:
-        return Image.fromarray(pictures.source[index].permute(1, 2, 0).numpy())
-    return images.load(pictures.source[index])
-
-
 def thumbnail(pictures: data.Pictures, index: int, side: int = 160) -> np.ndarray:
     """A picture of a data set, uint8 (H, W, 3), not larger than it is to be shown."""
-    found = picture(pictures, index)
+    found = pictures.picture(index)
     if not pictures.held:
         found.thumbnail((side, side))
     return np.asarray(found)

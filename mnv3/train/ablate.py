@@ -16,8 +16,10 @@ from ..deploy.timing import interleaved
 from ..errors import choices
 from ..factory import load_checkpoint
 from ..files.atomic import write_atomically
+from ..pictures.evaluate import Metrics
 from .finetune import finetune
 from .recipe import load
+from .run_folder import TEST_FILE
 
 logger = logging.getLogger(__name__)
 # Student's t that 2.5 % lie above, for 1, 2, 3 ... degrees of freedom; beyond those, the last is a little too wide.
@@ -39,7 +41,7 @@ def ablate(
     variants: Sequence[str] = tuple(VARIANTS),
     **overrides: Any,
 ) -> str:
-    """Train every variant with every seed; runs that are done or begun in `out` are gone on with.
+    """Train every variant with every seed; runs in `out` that are done are kept, those that are begun go on.
 
     Args:
         recipe: As for `mnv3.finetune`.
@@ -68,32 +70,39 @@ def ablate(
     accuracy: dict[str, list[float]] = {variant: [] for variant in variants}
     for seed in seeds:
         for variant in variants:
-            folder = out / f"{variant}-seed{seed}"
-            if not (folder / "test.json").is_file():
-                logger.info("%s, seed %d", variant, seed)
-                finetune(recipe, out=folder, resume=True, **(overrides | VARIANTS[variant] | {"seed": seed}))
-            if not (folder / "test.json").is_file():
-                raise ValueError(f"{folder}: there are no test pictures to compare the variants on")
-            accuracy[variant].append(json.loads((folder / "test.json").read_text())["top1"])
-    models = {variant: load_checkpoint(out / f"{variant}-seed{seeds[0]}") for variant in variants}
-    size = next(iter(models.values())).pretrained_cfg["input_size"][-1]
-    times = interleaved({name: model.eval() for name, model in models.items()}, torch.zeros(1, 3, size, size))
-    rows = []
-    for variant, model in models.items():
-        row = {"variant": variant, "seeds": list(seeds), "top1": accuracy[variant]}
-        row |= {"mean": statistics.mean(accuracy[variant])}
-        row |= {"sd": statistics.stdev(accuracy[variant]) if len(seeds) > 1 else None}
-        row |= {"against": variants[0], "difference": difference(accuracy[variant], accuracy[variants[0]])}
-        row |= {"params": count_params(model.arch, num_classes=model.num_classes)}
-        row |= {
+            accuracy[variant].append(_top1(recipe, out / f"{variant}-seed{seed}", variant, seed, overrides))
+    models = {variant: load_checkpoint(out / f"{variant}-seed{seeds[0]}").eval() for variant in variants}
+    size = models[variants[0]].pretrained_cfg["input_size"][-1]
+    times = interleaved(models, torch.zeros(1, 3, size, size))
+    rows = [
+        {
+            "variant": variant,
+            "seeds": list(seeds),
+            "top1": accuracy[variant],
+            "mean": statistics.mean(accuracy[variant]),
+            "sd": statistics.stdev(accuracy[variant]) if len(seeds) > 1 else None,
+            "against": variants[0],
+            "difference": difference(accuracy[variant], accuracy[variants[0]]),
+            "params": count_params(model.arch, num_classes=model.num_classes),
             "macs": count_macs(model.arch, size=size, num_classes=model.num_classes),
             "latency_ms": statistics.median(times[variant]),
         }
-        rows.append(row)
+        for variant, model in models.items()
+    ]
     text = _table(rows, size)
     write_atomically(out / "ablation.json", (json.dumps(rows, indent=1) + "\n").encode())
     write_atomically(out / "ablation.md", text.encode())
     return text
+
+
+def _top1(recipe: str | os.PathLike, folder: Path, variant: str, seed: int, overrides: dict[str, Any]) -> float:
+    """The test accuracy of a run, which is trained if it is not done."""
+    if not (folder / TEST_FILE).is_file():
+        logger.info("%s, seed %d", variant, seed)
+        finetune(recipe, out=folder, resume=True, **(overrides | VARIANTS[variant] | {"seed": seed}))
+    if not (folder / TEST_FILE).is_file():
+        raise ValueError(f"{folder}: there are no test pictures to compare the variants on")
+    return Metrics.load(folder / TEST_FILE).top1
 
 
 def difference(top1: Sequence[float], other: Sequence[float]) -> tuple[float, float | None]:

@@ -1,16 +1,20 @@
-"""What an epoch shows to a training: which pictures, in what order, size and batches."""
+"""The batches of a training: which pictures an epoch shows, in what order and size."""
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
-from ..pictures import data
-from ..pictures.data import Pictures
-from . import examples
-from .examples import Augment
+from ..errors import DataError
+from ..pictures.data import Pictures, files_loader
+from . import seeds
+from .augment import Augment, TrainFiles
 from .recipe import Recipe
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 class Batches:
@@ -21,9 +25,13 @@ class Batches:
         pictures: Those of 'train'.
         augment: What is done to them.
         accelerator: Says which of the processes this is, and where the batches go.
+
+    Attributes:
+        updates: Of an epoch.
+        pictures_per_update: In all processes.
     """
 
-    def __init__(self, recipe: Recipe, pictures: Pictures, augment: Augment, accelerator: Any) -> None:
+    def __init__(self, recipe: Recipe, pictures: Pictures, augment: Augment, accelerator: "Accelerator") -> None:
         self.recipe, self.pictures, self.augment = recipe, pictures, augment
         self.device = accelerator.device
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
@@ -33,7 +41,7 @@ class Batches:
     def order(self, epoch: int) -> Tensor:
         """Indices of an epoch's pictures: (updates, batches of an update in all processes, pictures of a batch)."""
         recipe = self.recipe
-        return examples.order(
+        return shuffled(
             self.pictures.labels,
             batch=recipe.batch_size,
             parts=recipe.accumulate * self.world,
@@ -54,23 +62,64 @@ class Batches:
         """For each update from `first` on, this process's batches: pictures (B, 3, size, size) and labels (B,)."""
         size = self.size(epoch)
         mine = self.order(epoch)[first:, self.rank :: self.world]  # (updates, accumulate, batch)
+
+        def key(update: int, part: int) -> tuple[int, ...]:
+            return self.recipe.seed, epoch, update, part, self.rank
+
         files = None
         if not self.pictures.held:
-            dataset = examples.TrainFiles(self.pictures, self.recipe, self.augment.policy, size)
-            parts = ((first + i, part, row) for i, rows in enumerate(mine) for part, row in enumerate(rows))
-            keys = [self._keys(epoch, *part) for part in parts]
-            files = data.files_loader(dataset, keys, self.recipe.workers)
+            dataset = TrainFiles(self.pictures, self.recipe, self.augment.policy, size)
+            keys = [
+                list(zip(row.tolist(), seeds.derived(*key(update, part), count=len(row)), strict=True))
+                for update, rows in enumerate(mine, first)
+                for part, row in enumerate(rows)
+            ]
+            files = files_loader(dataset, keys, self.recipe.workers)
 
         def of_update(update: int, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
             for part, row in enumerate(rows):
                 x = self.pictures.source[row] if files is None else next(files)
-                examples.seed_all(self.recipe.seed, epoch, update, part, self.rank)
+                seeds.seed_all(*key(update, part))
                 yield self.augment.batch(x, size, self.device), self.pictures.labels[row].to(self.device)
 
-        for i, rows in enumerate(mine):
-            yield of_update(first + i, rows)
+        for update, rows in enumerate(mine, first):
+            yield of_update(update, rows)
 
-    def _keys(self, epoch: int, update: int, part: int, row: Tensor) -> list[tuple[int, int]]:
-        """Indices with a seed for each picture's own draws in a worker."""
-        own = examples.seeds(self.recipe.seed, epoch, update, part, self.rank, count=len(row))
-        return list(zip(row.tolist(), own, strict=True))
+
+def shuffled(
+    labels: Tensor, *, batch: int, parts: int, seed: int, epoch: int, balance: bool = False, even: bool = False
+) -> Tensor:
+    """The pictures that an epoch shows, in its order.
+
+    Pictures that do not fill an update are left out, others in each epoch. Where there are fewer pictures than an
+    update takes, its parts are smaller.
+
+    Args:
+        labels: Class of every picture (N,).
+        batch: Pictures of a part.
+        parts: Batches of an update, over all processes.
+        seed, epoch: What the order depends on.
+        balance: Draw with replacement, every class equally often.
+        even: An even number of pictures in a part, for mixup, which joins them in pairs.
+
+    Returns:
+        Indices (updates, parts, pictures of a part).
+
+    Raises:
+        DataError: Some part would have fewer than the two pictures that batch norm needs.
+    """
+    generator = torch.Generator().manual_seed(*seeds.derived(seed, epoch))
+    if balance:
+        weights = 1 / torch.bincount(labels).double()[labels]
+        indices = torch.multinomial(weights, len(labels), replacement=True, generator=generator)
+    else:
+        indices = torch.randperm(len(labels), generator=generator)
+    batch = min(batch, len(labels) // parts)
+    batch -= even and batch % 2
+    if batch < 2:
+        raise DataError(
+            f"{len(labels)} training pictures are too few: batch norm needs 2 or more in each of {parts} batches "
+            "(processes x accumulate), and batch_size of at least 2"
+        )
+    updates = len(labels) // (batch * parts)
+    return indices[: updates * batch * parts].view(updates, parts, batch)

@@ -1,8 +1,8 @@
 """Train a MobileNetV3 by a recipe: one loop, from scratch or from published weights, on any device.
 
-The loop is `Training.run`. Random draws depend on the seed, the update and the process alone (`examples.seed_all`), so
-that a checkpoint needs no state of generators, and a run that was killed goes on to the very bits that it would have
-reached.
+The loop is `Training.run`; what happens in one update, from its batches to the averaged weights, is `Training._update`.
+Random draws depend on the seed, the update and the process alone (see seeds.py), so a run that was killed goes on to
+the very bits that it would have reached.
 """
 
 import dataclasses
@@ -10,10 +10,10 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -21,18 +21,23 @@ from safetensors.torch import save as as_bytes
 from torch import Tensor, nn
 
 from ..errors import TrainingStopped, WeightsError
-from ..figures import charts
 from ..files.atomic import write_atomically
 from ..files.checkpoint import read_checkpoint
-from ..files.saving import plain_tensors, weights_files
+from ..files.saving import plain_tensors
 from ..layers import BN_EPS, set_bn_eps
 from ..pictures.evaluate import Metrics, evaluate
-from . import examples, ingredients, optimizers, processes, progress
+from . import ingredients, optimizers, processes, progress, results
+from .augment import Augment
 from .batches import Batches
 from .folder_lock import locked
 from .inventory import inventory
 from .recipe import Recipe, load, make
-from .run_folder import TEST_FILE, Run
+from .run_folder import Run
+from .seeds import seed_all
+from .splits import load_splits
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 logger = logging.getLogger(__name__)
 MAX_SKIPPED = 20  # updates in a row without a finite gradient, after which a smaller loss scale will not help
@@ -45,13 +50,16 @@ def finetune(
     resume: bool = False,
     **overrides: Any,
 ) -> Path:
-    """Train by a recipe; the result is a weights folder (see `mnv3.save` and runs.py).
+    """Train by a recipe; the result is a weights folder (see `mnv3.save` and run_folder.py).
 
     Args:
         recipe: A file, the name of one of the package (`mnv3 recipes`), or a `Recipe`.
         out: The folder to write; by default runs/ and the recipe's name.
         resume: Go on where the run in this folder stopped; start it if there is none.
         overrides: Values in place of the recipe's.
+
+    Returns:
+        The folder.
 
     Raises:
         ValueError: Something in the recipe is not allowed, or the pictures cannot be used or are not those before.
@@ -77,16 +85,18 @@ class Training:
         self.files.check(recipe, resume=resume)
         self.accelerator = processes.accelerator(recipe)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
-        self.pictures = examples.splits(recipe)
+        self.pictures = load_splits(recipe)
         self.inventory = inventory(self.pictures)
         self.files.check_pictures(self.inventory)
         train = self.pictures["train"]
-        examples.seed_all(recipe.seed)
+        seed_all(recipe.seed)
         self.raw = ingredients.model(recipe, train.classes).to(self.accelerator.device)
         self.start = [parameter.detach().clone() for parameter in self.raw.parameters()]
-        augment = examples.Augment(recipe, *(self.raw.pretrained_cfg[name] for name in ("mean", "std")))
+        augment = Augment(recipe, *(self.raw.pretrained_cfg[name] for name in ("mean", "std")))
         self.batches = Batches(recipe, train, augment, self.accelerator)
         self.ema = ingredients.ema(recipe, self.raw)
+        self.averaged = self.ema.module if self.ema else self.raw  # whose accuracy counts
+        self.models = {"model": self.raw} | ({"ema": self.averaged} if self.ema else {})  # by their files' names
         self.teacher = ingredients.teacher(recipe, self.raw)
         optimizer = optimizers.optimizer(recipe, self.raw)  # of all parameters, also of those that are frozen at first
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
@@ -95,7 +105,7 @@ class Training:
         if self.rank == 0:
             ingredients.warn(recipe, self.raw, self.batches)
         self.epoch, self.update = 0, 0  # whole epochs done; updates done in this one
-        self.history: list[dict[str, Any]] = []
+        self.history: list[dict[str, float | str]] = []  # the lines of log.csv
         self.sums = {"loss": 0.0, "grad_norm": 0.0, "seconds": 0.0}  # over the updates of this epoch
         self.best: tuple[float, float] | None = None  # see `_rank`
         self.skipped = 0
@@ -106,38 +116,35 @@ class Training:
 
     def run(self) -> Path:
         """Train to the end and write the result; returns the run's folder."""
-        recipe = self.recipe
+        recipe, first = self.recipe, self.rank == 0
         self.accelerator.wait_for_everyone()  # all have looked at the folder before one changes it
-        if self.accelerator.is_main_process:
+        if first:
             self.files.start(recipe, self.inventory)
         self.accelerator.wait_for_everyone()
-        with progress.interruptible() as interrupted, processes.determinism(recipe), progress.board(self) as board:
+        shown = progress.board(self.files, epoch=self.epoch + 1) if first else nullcontext()
+        with progress.interruptible() as interrupted, processes.determinism(recipe), shown as board:
             while self.epoch < recipe.epochs:
                 self._train_epoch(interrupted)
                 self._finish_epoch(board)
             return self._finish()
 
     def _train_epoch(self, interrupted: progress.Interrupted) -> None:
-        with progress.bar(self) as bar:
-            for _ in self._updates():
+        """Make what is left of this epoch's updates."""
+        recipe, frozen = self.recipe, self.epoch < self.recipe.freeze_epochs
+        model = processes.wrap(self.raw, self.accelerator, compile=recipe.compile, frozen=frozen)
+        name, start = f"epoch {self.epoch + 1}/{recipe.epochs}", time.perf_counter() - self.sums["seconds"]
+        with progress.bar(name, total=self.batches.updates, done=self.update, shown=self.rank == 0) as bar:
+            for batches in self.batches.of_epoch(self.epoch, self.update):
+                ingredients.train_mode(self.raw, freeze_bn=frozen or recipe.freeze_bn)
+                self._update(model, batches)
+                self.sums["seconds"] = time.perf_counter() - start
+                self.update += 1
                 bar.update(1)
                 bar.set_postfix(self._status(), refresh=False)
                 if interrupted.anywhere(self.accelerator):
                     self._save()
-                    where = f"saved in {self.files.folder}, go on with --resume"
-                    raise TrainingStopped(f"interrupted: {where}", interrupted=True)
-
-    def _updates(self) -> Iterator[None]:
-        """Make what is left of this epoch's updates, one at a time."""
-        frozen = self.epoch < self.recipe.freeze_epochs
-        model = processes.wrap(self, frozen=frozen)
-        start = time.perf_counter() - self.sums["seconds"]
-        for batches in self.batches.of_epoch(self.epoch, self.update):
-            ingredients.train_mode(self.raw, freeze_bn=frozen or self.recipe.freeze_bn)
-            self._update(model, batches)
-            self.sums["seconds"] = time.perf_counter() - start
-            self.update += 1
-            yield
+                    advice = f"saved in {self.files.folder}, go on with --resume"
+                    raise TrainingStopped(f"interrupted: {advice}", interrupted=True)
 
     def _update(self, model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         """One update, from its batches to the averaged weights.
@@ -194,13 +201,9 @@ class Training:
 
     # Between epochs
 
-    @property
-    def averaged(self) -> nn.Module:
-        """The model whose accuracy counts: the average of the weights where there is one."""
-        return self.ema.module if self.ema else self.raw
-
-    def _finish_epoch(self, board: Any) -> None:
-        processes.same_buffers(self)
+    def _finish_epoch(self, board: "SummaryWriter | None") -> None:
+        """Evaluate, log and save."""
+        processes.same_buffers(self.models.values(), self.world)
         seconds, count = self.sums["seconds"], self.batches.updates
         line = {
             "epoch": self.epoch + 1,
@@ -221,27 +224,27 @@ class Training:
         self.history.append(line)
         self.epoch, self.update = self.epoch + 1, 0
         self.sums = dict.fromkeys(self.sums, 0.0)
-        if self.accelerator.is_main_process:
+        if self.rank == 0:
             self.files.write_log(self.history)
             with self.files.writing(self.files.folder / "tensorboard"):
                 progress.report(line, board)
         self._save()
 
     def _keep_best(self) -> None:
-        if self.accelerator.is_main_process:
+        if self.rank == 0:
             with self.files.writing(self.files.best) as file:
                 write_atomically(file, as_bytes(plain_tensors(self.averaged.state_dict())))
 
     def _evaluate(self, split: str) -> Metrics:
-        options = {"accelerator": self.accelerator, "workers": self.recipe.workers}
+        pictures, workers = self.pictures[split], self.recipe.workers
         try:
-            return evaluate(self.averaged, self.pictures[split], **options)
+            return evaluate(self.averaged, pictures, workers=workers, accelerator=self.accelerator)
         except WeightsError as error:
             self._fail(str(error))
 
     def _finish(self) -> Path:
-        """Test once, and write the weights folder, pictures and figures."""
-        folder, model = self.files.folder, self.averaged
+        """Test once, and write the result."""
+        model = self.averaged
         if "val" in self.pictures:
             try:
                 model.load_state_dict(read_checkpoint(self.files.best))
@@ -249,32 +252,22 @@ class Training:
                 reason = " ".join(str(error).split())[:200]
                 raise WeightsError(f"{self.files.best} is not of this training, put it back: {reason}") from error
         metrics = self._evaluate("test") if "test" in self.pictures else None
-        if self.accelerator.is_main_process:
+        if self.rank == 0:
             if all(map(torch.equal, model.parameters(), self.start)):
                 done = f"{self.scheduler.updates} updates, lr up to {self.recipe.lr:g}"
                 logger.warning("the result is what the training began with, no weight has changed (%s)", done)
             set_bn_eps(model, BN_EPS)  # which every weights folder has
-            for name, content in weights_files(model, label_names=self.pictures["train"].classes).items():
-                with self.files.writing(folder / name) as file:
-                    write_atomically(file, content)
-            with self.files.writing(folder / "curves.png") as file:
-                charts.curves(self.history, file)
-            if metrics:
-                with self.files.writing(folder / "confusion.png") as file:
-                    charts.confusion(metrics.confusion, metrics.classes, file)
-                with self.files.writing(folder / TEST_FILE) as file:
-                    metrics.save(file)
-                logger.info("test top-1 %.2f %%, top-5 %.2f %%, loss %.4f", metrics.top1, metrics.top5, metrics.loss)
+            results.write(self.files, model, self.pictures["train"].classes, self.history, metrics)
         self.accelerator.wait_for_everyone()
-        return folder
+        return self.files.folder
 
     # Stop and go on
 
     def _save(self) -> None:
-        processes.same_buffers(self)
-        if not self.accelerator.is_main_process:
+        processes.same_buffers(self.models.values(), self.world)
+        if self.rank:
             return
-        weights = {"model": self.raw.state_dict()} | ({"ema": self.ema.module.state_dict()} if self.ema else {})
+        weights = {name: model.state_dict() for name, model in self.models.items()}
         scaler = self.accelerator.scaler
         state = {name: getattr(self, name) for name in ("epoch", "update", "history", "sums", "skipped", "world")}
         state |= {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
@@ -282,29 +275,17 @@ class Training:
         self.files.save(self.epoch * self.batches.updates + self.update, weights, state)
 
     def _restore(self, checkpoint: Path) -> None:
-        weights, state = self.files.read(checkpoint)
-        if state["world"] != self.world:
-            raise ValueError(
-                f"{self.files.folder} was trained by {state['world']} processes, not {self.world}: resume so"
-            )
-        if checkpoint.name != f"last-{state['epoch'] * self.batches.updates + state['update']}":
-            counts = f"epoch {state['epoch']}, update {state['update']} of {self.batches.updates}"
-            raise ValueError(f"{checkpoint} does not come after {counts}: the pictures have changed, or it is damaged")
-        if state["history"] and "val" in self.pictures and not self.files.best.is_file():
-            raise WeightsError(
-                f"{self.files.best} is missing, the best weights so far: put it back, or start anew from those of "
-                f"{checkpoint} (checkpoint=, another --out)"
-            )
+        has_val = "val" in self.pictures
+        weights, state = self.files.read(checkpoint, world=self.world, updates=self.batches.updates, has_val=has_val)
         try:
-            self.raw.load_state_dict(weights["model"])
-            if self.ema:
-                self.ema.module.load_state_dict(weights["ema"])
+            for name, model in self.models.items():
+                model.load_state_dict(weights[name])
             self.optimizer.load_state_dict(state["optimizer"])
             self.scheduler.load_state_dict(state["scheduler"])
             if self.accelerator.scaler:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
             self.sums = {name: float(state["sums"][name]) for name in self.sums}
-            if "val" in self.pictures:
+            if has_val:
                 self.best = max(map(_rank, state["history"]), default=None)
         except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
@@ -315,13 +296,13 @@ class Training:
         for name in ("epoch", "update", "history", "skipped"):
             setattr(self, name, state[name])
 
-    def _fail(self, reason: str) -> None:
-        place = f"epoch {self.epoch + 1}, update {self.update + 1}"
-        last = self.files.last()
+    def _fail(self, reason: str) -> NoReturn:
+        when, last = f"epoch {self.epoch + 1}, update {self.update + 1}", self.files.last()
         kept = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
-        raise TrainingStopped(f"{reason} in {place}: lower lr, raise warmup_epochs, or look at the pictures; {kept}")
+        raise TrainingStopped(f"{reason} in {when}: lower lr, raise warmup_epochs, or look at the pictures; {kept}")
 
     def _status(self) -> dict[str, str]:
+        """The numbers behind the bar."""
         pictures = self.update * self.batches.pictures_per_update
         return {
             "loss": f"{self.sums['loss'] / self.update:.3f}",

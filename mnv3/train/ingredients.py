@@ -1,11 +1,8 @@
-"""What a recipe names, made: model, average, mixup, teacher; and what surrounds the loop.
-
-`training` is a `finetune.Training` throughout.
-"""
+"""What a recipe names, made: the model, its average, its teacher, mixup; and warnings of what is hardly meant."""
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -19,37 +16,58 @@ from ..model import MobileNetV3
 from .batches import Batches
 from .recipe import Recipe
 
+if TYPE_CHECKING:
+    from timm.data import Mixup
+    from timm.utils import ModelEmaV3
+
 logger = logging.getLogger(__name__)
 NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
 def model(recipe: Recipe, classes: list[str]) -> nn.Module:
-    """The model with a classifier for these classes, and the preprocessing that it is trained with."""
+    """The model to train.
+
+    Args:
+        recipe: Says its architecture and its first weights.
+        classes: Names of the classes that its classifier is to tell apart.
+
+    Returns:
+        A model whose `pretrained_cfg` has the preprocessing that it is trained with.
+
+    Raises:
+        ValueError: There is no such model, or its weights are for other pictures.
+        WeightsError: Its weights cannot be had or do not fit.
+    """
     split_name(recipe.model)
     options: dict[str, Any] = {"num_classes": len(classes)}
     options |= {"drop_rate": recipe.drop_rate, "drop_path_rate": recipe.drop_path}
     plain = {"use_se": True, "use_hs": True, "se_order": "act-se"}
     options |= {key: getattr(recipe, key) for key, value in plain.items() if getattr(recipe, key) != value}
     if recipe.checkpoint:
-        found = _checkpoint(recipe, options)
+        network = _checkpoint(recipe, options)
     else:
-        found = create_model(recipe.model, pretrained=recipe.pretrained, **options)
-    for module in found.modules():
+        network = create_model(recipe.model, pretrained=recipe.pretrained, **options)
+    for module in network.modules():
         if isinstance(module, NORMS):
             module.momentum = recipe.bn_momentum
-    set_bn_eps(found, _bn_eps(recipe))
-    cfg = dict(found.pretrained_cfg)
+    set_bn_eps(network, _bn_eps(recipe))
+    network.pretrained_cfg = network.default_cfg = _config(recipe, classes, network.pretrained_cfg)
+    return network
+
+
+def _config(recipe: Recipe, classes: list[str], before: dict[str, Any]) -> dict[str, Any]:
+    """The `pretrained_cfg` of a model that is trained by a recipe, from that of the weights that it starts from."""
+    cfg = dict(before)
     cfg |= {"input_size": (3, recipe.size, recipe.size), "num_classes": len(classes), "label_names": classes}
     cfg |= {"interpolation": "bilinear", "crop_pct": 1.0, "pool_size": None}
     cfg |= {name: getattr(recipe, name) for name in ("mean", "std") if getattr(recipe, name)}
     for key in ("test_input_size", "test_crop_pct", "tag", "hf_hub_id", "url", "file", "source", "label_descriptions"):
         cfg.pop(key, None)
-    found.pretrained_cfg = found.default_cfg = cfg
-    return found
+    return cfg
 
 
 def _bn_eps(recipe: Recipe) -> float:
-    """The recipe's, or that of the weights that it starts from."""
+    """The eps of batch norm in training: the recipe's, or that of the weights that it starts from."""
     if recipe.bn_eps:
         return recipe.bn_eps
     arch, tag = split_name(recipe.model)
@@ -70,38 +88,42 @@ def _checkpoint(recipe: Recipe, options: dict[str, Any]) -> nn.Module:
     return source
 
 
-def _check_classifier(found: nn.Module, what: str) -> None:
+def _check_classifier(network: nn.Module, what: str) -> None:
     """Raise ValueError unless a model makes a vector of logits of an RGB picture."""
-    if (count := getattr(found, "in_chans", 3)) != 3:
+    if (count := getattr(network, "in_chans", 3)) != 3:
         raise ValueError(f"{what} is for pictures of {count} channels; those of a training are RGB, 3 channels")
-    if not getattr(found, "pooled", True):
+    if not getattr(network, "pooled", True):
         raise ValueError(
             f"{what} has global_pool='' and makes maps: a training needs a model that pools, as with 'avg'"
         )
 
 
 def teacher(recipe: Recipe, student: nn.Module) -> nn.Module | None:
-    """The recipe's teacher, which takes the student's pictures: by timm's name or ours, or from a weights folder.
+    """The recipe's teacher, by timm's name or ours, or from a weights folder; it takes the student's pictures.
 
-    One of our models has its batch norms folded: it learns nothing, and answers faster.
+    A teacher of ours has its batch norms folded, as it learns nothing: that is faster.
+
+    Raises:
+        ValueError: It has other classes, or takes other pictures.
+        WeightsError: Its weights cannot be had or do not fit.
     """
     if recipe.teacher is None:
         return None
     import timm
 
     if Path(recipe.teacher).is_dir():
-        found = load_checkpoint(recipe.teacher)
+        network = load_checkpoint(recipe.teacher)
     else:
-        found = timm.create_model(recipe.teacher, pretrained=True)
-    _check_classifier(found, f"teacher: {recipe.teacher}")
-    if found.num_classes != student.num_classes:
-        counts = f"{found.num_classes} classes, the pictures {student.num_classes}"
+        network = timm.create_model(recipe.teacher, pretrained=True)
+    _check_classifier(network, f"teacher: {recipe.teacher}")
+    if network.num_classes != student.num_classes:
+        counts = f"{network.num_classes} classes, the pictures {student.num_classes}"
         raise ValueError(f"teacher: {recipe.teacher} has {counts}")
-    found.eval()
-    if isinstance(found, MobileNetV3):
-        found = fuse(found)
-    found = Renormalized(found, student.pretrained_cfg).to(next(student.parameters()).device)
-    return found.eval().requires_grad_(False)
+    network.eval()
+    if isinstance(network, MobileNetV3):
+        network = fuse(network)
+    network = Renormalized(network, student.pretrained_cfg).to(next(student.parameters()).device)
+    return network.eval().requires_grad_(False)
 
 
 def distance(logits: torch.Tensor, answer: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -117,7 +139,12 @@ def distance(logits: torch.Tensor, answer: torch.Tensor, temperature: float) -> 
 
 
 class Renormalized(nn.Module):
-    """A model behind the change from one normalisation of pixels to its own."""
+    """A model that takes pictures in another normalisation than its own.
+
+    Args:
+        inner: The model.
+        given: `mean` and `std` of the pictures.
+    """
 
     def __init__(self, inner: nn.Module, given: dict[str, Any]) -> None:
         super().__init__()
@@ -132,15 +159,19 @@ class Renormalized(nn.Module):
         return self.inner(x * self.scale + self.shift)
 
 
-def ema(recipe: Recipe, raw: nn.Module) -> Any:
-    """timm's average of parameters and buffers; its decay rises to the recipe's as 1 - (updates)^(-2/3)."""
+def ema(recipe: Recipe, raw: nn.Module) -> "ModelEmaV3 | None":
+    """timm's average of parameters and buffers, if the recipe wants one; its decay rises as 1 - (updates)^(-2/3)."""
     from timm.utils import ModelEmaV3
 
     return ModelEmaV3(raw, decay=recipe.ema, use_warmup=True) if recipe.ema else None
 
 
-def mixup(recipe: Recipe, num_classes: int) -> Any:
-    """timm's mixup and cutmix of a batch, or None."""
+def mixup(recipe: Recipe, num_classes: int) -> "Mixup | None":
+    """timm's mixup and cutmix of a batch, if the recipe wants one of them.
+
+    Raises:
+        ValueError: Its batches have an odd number of pictures.
+    """
     from timm.data import Mixup
 
     if not (recipe.mixup or recipe.cutmix):
@@ -152,7 +183,7 @@ def mixup(recipe: Recipe, num_classes: int) -> Any:
 
 
 def train_mode(raw: nn.Module, *, freeze_bn: bool) -> None:
-    """Training mode, but for batch norms that are to keep their statistics."""
+    """Put a model into training mode; with `freeze_bn`, its batch norms keep their statistics."""
     raw.train()
     if freeze_bn:
         for module in raw.modules():
@@ -161,7 +192,7 @@ def train_mode(raw: nn.Module, *, freeze_bn: bool) -> None:
 
 
 def warn(recipe: Recipe, raw: nn.Module, batches: Batches) -> None:
-    """Log what is allowed but hardly meant."""
+    """Log what a recipe may say but hardly means."""
     pictures, updates = len(batches.pictures), recipe.epochs * batches.updates
     batch = batches.order(0).shape[-1]
     if raw.stride >= min(recipe.sizes or (recipe.size,)):

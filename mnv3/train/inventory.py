@@ -22,7 +22,7 @@ def inventory(pictures: Mapping[str, Pictures]) -> dict[str, Any]:
     """The pictures of a training, as plain values for JSON.
 
     Args:
-        pictures: By split, see `data.splits`.
+        pictures: By split, see splits.py.
     """
     splits = {split: _split(pictures[split]) for split in SPLITS if split in pictures}
     return {"classes": list(pictures["train"].classes), **splits}
@@ -69,8 +69,8 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     for split in SPLITS:
         if (split in before) != (split in now):
             return f"there {'were' if split in before else 'were no'} {split} pictures"
-        if split in now and (found := _split_difference(before[split], now[split])):
-            return f"{split}: {found}"
+        if split in now and (change := _split_difference(before[split], now[split])):
+            return f"{split}: {change}"
     return None
 
 

@@ -10,7 +10,11 @@ from .recipe import Recipe
 
 
 def optimizer(recipe: Recipe, raw: nn.Module) -> torch.optim.Optimizer:
-    """timm's optimiser of this name; no weight decay on biases and norms.
+    """timm's optimiser of the recipe's name; no weight decay on biases and norms.
+
+    Args:
+        recipe: The optimiser and its values.
+        raw: The model that it trains.
 
     Raises:
         ValueError: There is none of this name, or it cannot be made and make a step with these values on this device.
@@ -37,13 +41,13 @@ def _optimizer(recipe: Recipe, model: nn.Module, **options: Any) -> torch.optim.
 
 
 def _rehearse(recipe: Recipe, device: torch.device) -> None:
-    """One step with a few weights, as some optimisers say only then what they lack."""
-    few = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Linear(4, 2)).to(device)
-    for parameter in few.parameters():
+    """Make one step with a few weights, as some optimisers say only then what they lack."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Linear(4, 2)).to(device)
+    for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 0.1)
-    made = _optimizer(recipe, few)
-    Schedule(recipe, made, 1)
-    made.step()
+    optimizer = _optimizer(recipe, model)
+    Schedule(recipe, optimizer, 1)
+    optimizer.step()
 
 
 class Schedule:
@@ -76,7 +80,7 @@ class Schedule:
         self._set()
 
     def _set(self) -> None:
-        """The rates of the next update."""
+        """Set the rates of the next update."""
         if self.updates < self.warmup:
             share = min((self.updates + 1) / self.warmup, 1)
             self.timm.update_groups([self.low + share * (peak - self.low) for peak in self.timm.base_values])
@@ -85,11 +89,11 @@ class Schedule:
 
     @property
     def lr(self) -> float:
-        """Of the layers nearest to the output."""
+        """The rate of the layers nearest to the output."""
         return max(group["lr"] for group in self.optimizer.param_groups)
 
     def step(self) -> None:
-        """After an update that was done; one that the loss scaler left out does not count."""
+        """Go on to the next update; not called after one that the loss scaler skipped."""
         self.updates += 1
         if self.onecycle:
             self.onecycle.step()
@@ -97,11 +101,11 @@ class Schedule:
             self._set()
 
     def state_dict(self) -> dict[str, Any]:
-        """Where it is; the rates themselves are the optimiser's."""
+        """The number of updates done; the rates themselves are in the optimiser's state."""
         return {"updates": self.updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Go on after so many updates."""
         self.updates = state["updates"]
         if self.onecycle:
             self.onecycle.last_epoch = self.onecycle._step_count = self.updates

@@ -1,16 +1,19 @@
 """Device, precision and processes: all that accelerate does."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from .recipe import Recipe
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
-def accelerator(recipe: Recipe) -> Any:
+
+def accelerator(recipe: Recipe) -> "Accelerator":
     """accelerate's Accelerator with the recipe's precision; see `process_group`.
 
     Raises:
@@ -19,10 +22,14 @@ def accelerator(recipe: Recipe) -> Any:
     return process_group(recipe.precision if recipe.precision != "auto" else best_precision())
 
 
-def process_group(precision: str = "no") -> Any:
+def process_group(precision: str = "no") -> "Accelerator":
     """accelerate's Accelerator: the device, and the other processes that `accelerate launch` or torchrun started.
 
+    Args:
+        precision: 'no' (float32), 'bf16' or 'fp16'.
+
     Raises:
+        ValueError: The device does not have this precision.
         ImportError: accelerate is missing.
     """
     try:
@@ -48,31 +55,54 @@ def best_precision() -> str:
     return "bf16" if getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16") else "no"
 
 
-def wrap(training: Any, *, frozen: bool) -> nn.Module:
-    """The model for forward passes: compiled, in mixed precision and shared out, as recipe and launcher say.
+def wrap(raw: nn.Module, accelerator: "Accelerator", *, compile: bool, frozen: bool) -> nn.Module:
+    """A model for the forward passes of an epoch: in mixed precision, and shared out as the launcher says.
 
     Made anew for each epoch, as what is frozen may change, which DistributedDataParallel does not follow. accelerate
     replaces the forward method of what it prepares: here of a shell, so that the model itself stays as it is.
+
+    Args:
+        raw: The model.
+        accelerator: See `accelerator`.
+        compile: Use torch.compile.
+        frozen: Only the classifier learns.
     """
-    raw, accelerator = training.raw, training.accelerator
     raw.requires_grad_(not frozen)
     raw.get_classifier().requires_grad_(True)
     accelerator._models.clear()
-    return accelerator.prepare_model(nn.Sequential(torch.compile(raw) if training.recipe.compile else raw))
+    return accelerator.prepare_model(nn.Sequential(torch.compile(raw) if compile else raw))
 
 
-def same_buffers(training: Any) -> None:
-    """Every process has seen its own pictures: the mean of their batch norms' statistics, for all."""
-    if training.world > 1:
+def same_buffers(models: Iterable[nn.Module], world: int) -> None:
+    """Give the models of all processes the mean of their batch norms' statistics, as each saw its own pictures.
+
+    Args:
+        models: Of this process, in the same order in all.
+        world: How many processes there are.
+    """
+    if world > 1:
         from timm.utils import distribute_bn
 
-        for model in filter(None, (training.raw, training.ema and training.ema.module)):
-            distribute_bn(model, training.world, reduce=True)
+        for model in models:
+            distribute_bn(model, world, reduce=True)
+
+
+def leave_together() -> bool:
+    """End the communication of the processes; returns whether this is the first of them.
+
+    Each waits for the others: Gloo aborts in one that still runs when another has gone.
+    """
+    from accelerate import PartialState
+
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+    return PartialState().is_main_process
 
 
 @contextmanager
 def determinism(recipe: Recipe) -> Iterator[None]:
-    """PyTorch's deterministic algorithms while it lasts, if the recipe asks for them."""
+    """Use PyTorch's deterministic algorithms in this block, if the recipe asks for them."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(recipe.deterministic or before)
     try:

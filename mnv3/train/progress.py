@@ -1,31 +1,38 @@
-"""What a training (`finetune.Training`) shows while it runs (a bar, lines, TensorBoard), and how one stops it."""
+"""What a training shows while it runs (a bar, lines, TensorBoard), and how one stops it."""
 
 import logging
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from .run_folder import Run
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch.utils.tensorboard import SummaryWriter
+    from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
 
 
-def bar(training: Any) -> Any:
-    """A bar of an epoch's updates; where stderr is no terminal, or in other processes than the first, nothing."""
+def bar(name: str, *, total: int, done: int, shown: bool) -> "tqdm":
+    """A bar of an epoch's updates; nothing where stderr is no terminal.
+
+    Args:
+        name: Of the epoch.
+        total: How many updates it has.
+        done: How many of them are done.
+        shown: False for nothing anywhere, as in other processes than the first.
+    """
     from tqdm import tqdm
 
-    return tqdm(
-        total=training.batches.updates,
-        initial=training.update,
-        desc=f"epoch {training.epoch + 1}/{training.recipe.epochs}",
-        unit=" updates",
-        leave=False,
-        disable=None if training.rank == 0 else True,
-    )
+    return tqdm(desc=name, total=total, initial=done, unit=" updates", leave=False, disable=None if shown else True)
 
 
-def report(line: dict[str, Any], board: Any) -> None:
-    """An epoch's line of the log, in words, and to TensorBoard."""
+def report(line: dict[str, Any], board: "SummaryWriter") -> None:
+    """Log an epoch's line of log.csv in words, and write it to TensorBoard."""
     words = [f"epoch {line['epoch']}", f"loss {line['train_loss']:.4f}", f"lr {line['lr']:.2g}"]
     if "val_top1" in line:
         words.append(f"validation top-1 {line['val_top1']:.2f} % ({line['weights']} weights)")
@@ -37,37 +44,38 @@ def report(line: dict[str, Any], board: Any) -> None:
 
 
 @contextmanager
-def board(training: Any) -> Iterator[Any]:
-    """TensorBoard's writer, in the run's folder; epochs that are done again replace what it has of them.
+def board(files: Run, *, epoch: int) -> Iterator["SummaryWriter"]:
+    """TensorBoard's writer in a run's folder, closed at the end of the block.
+
+    Args:
+        files: The run's folder.
+        epoch: The next one, from 1; what the folder has of it and later ones is replaced.
 
     Raises:
         ImportError: tensorboard is missing.
         TrainingStopped: The disk is full, for instance.
     """
-    if training.rank:
-        yield None
-        return
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise ImportError("training needs tensorboard: pip install 'mnv3[finetune]'") from None
-    folder = training.files.folder / "tensorboard"
-    with training.files.writing(folder):
-        writer = SummaryWriter(str(folder), purge_step=training.epoch + 1)
+    folder = files.folder / "tensorboard"
+    with files.writing(folder):
+        writer = SummaryWriter(str(folder), purge_step=epoch)
     try:
         yield writer
     finally:
-        with training.files.writing(folder):
+        with files.writing(folder):
             writer.close()
 
 
 class Interrupted:
-    """Whether this process was told to stop."""
+    """Whether a signal has told this process to stop."""
 
     here = False
 
-    def anywhere(self, accelerator: Any) -> bool:
-        """Whether one of the processes was; the same in all, so that they stop after the same update."""
+    def anywhere(self, accelerator: "Accelerator") -> bool:
+        """Whether one of the processes was told; the same in all, so that they stop after the same update."""
         if accelerator.num_processes == 1:
             return self.here
         if self.here:
@@ -77,7 +85,7 @@ class Interrupted:
 
 @contextmanager
 def interruptible() -> Iterator[Interrupted]:
-    """Ctrl-C and SIGTERM are noted, for the update that is running to end; a second one stops at once."""
+    """Note Ctrl-C and SIGTERM during the block, so that the running update ends; a second one stops at once."""
     interrupted = Interrupted()
 
     def stop(number: int, _: Any) -> None:

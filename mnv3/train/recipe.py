@@ -1,24 +1,41 @@
 """Recipes: a YAML file, or the name of one in the package, read into a frozen and strictly typed `Recipe`.
 
-One flat level of keys, each documented at its field below. What a recipe leaves out has the default given there.
+One flat level of keys: what each means, its allowed values and its default stand in one line of `Recipe`.
 """
 
 import dataclasses
-import math
 import os
-import re
-import sys
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from ..errors import choices
 from . import recipe_yaml
+from .recipe_values import Field, Range, briefly
 
 FOLDER = Path(__file__).resolve().parent / "recipes"
+MAX_SIZE = 4096  # pixels along a side: MobileNetV3 is made for 224, and activations grow with the square
+MAX_BATCH_BYTES = 4 * 2**30  # of the pixels of a batch in float32; the activations take many times as much
+
+
+Count = Annotated[int, Range(lambda x: x >= 1, "expected at least 1")]
+CountOrZero = Annotated[int, Range(lambda x: x >= 0, "expected at least 0")]
+Positive = Annotated[float, Range(lambda x: x > 0, "expected a number above 0")]
+NotNegative = Annotated[float, Range(lambda x: x >= 0, "expected a number of at least 0")]
+Fraction = Annotated[float, Range(lambda x: 0 <= x < 1, "expected a number from 0 up to but not including 1")]
+Share = Annotated[float, Range(lambda x: 0 <= x <= 1, "expected a number from 0 to 1")]
+OF_PYTORCH = "expected PyTorch's, the share of the new batch (0.1); TensorFlow's 0.99 is 0.01 here"
+Momentum = Annotated[Positive, Range(lambda x: x <= 0.5, OF_PYTORCH)]
+AT_MOST = f"expected at most {MAX_SIZE} pixels"
+Side = Annotated[Count, Range(lambda x: x <= MAX_SIZE, AT_MOST)]
+Sides = Annotated[tuple[int, ...], Range(lambda x: max(x, default=0) <= MAX_SIZE, AT_MOST)]
+Rgb = Annotated[tuple[float, ...], Range(lambda x: len(x) == 3, "expected three numbers, for pixels from 0 to 1")]
+PositiveRgb = Annotated[Rgb, Range(lambda x: min(x) > 0, "expected three numbers above 0")]
+TWO_SHARES = "expected the least and the largest share, as in [0.35, 1.0]"
+Shares = Annotated[tuple[float, ...], Range(lambda x: len(x) == 2 and 0 < x[0] <= x[1] <= 1, TWO_SHARES)]
+Cycles = Annotated[Count, Range(lambda x: x <= 10, "expected at most 10")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,63 +49,63 @@ class Recipe:
     use_se: bool = True
     use_hs: bool = True
     se_order: str = "act-se"  # of mnv3.arch.SE_ORDERS
-    drop_rate: float = 0.0  # dropout before the classifier
-    drop_path: float = 0.0  # stochastic depth of the last block
-    bn_eps: float | None = None  # in training; None: that of the published weights it starts from, else 1e-5
+    drop_rate: Fraction = 0.0  # dropout before the classifier
+    drop_path: Fraction = 0.0  # stochastic depth of the last block
+    bn_eps: Positive | None = None  # in training; None: that of the published weights it starts from, else 1e-5
     freeze_bn: bool = False  # batch norms keep the statistics that they start with
-    bn_momentum: float = 0.1  # PyTorch's: the share of the new batch
+    bn_momentum: Momentum = 0.1  # PyTorch's: the share of the new batch
 
     # The pictures
     data: str = "cifar10"  # cifar10, cifar100, or a folder with train/<class>/* and val/ or test/
     data_dir: str = "data"  # where torchvision's cifar-10-batches-py lies
     download: bool = False  # let torchvision download it
-    val_fraction: float = 0.0  # of the training pictures, held out where there is no val/
+    val_fraction: Fraction = 0.0  # of the training pictures, held out where there is no val/
     balance: bool = False  # draw every class equally often
-    workers: int = 2  # processes that read large pictures
+    workers: CountOrZero = 2  # processes that read large pictures
 
     # What is done to them
-    size: int = 32  # of the model's input
-    sizes: tuple[int, ...] = ()  # progressive resizing: sizes of equal shares of a cycle, the last is `size`
-    mean: tuple[float, ...] | None = None  # None: of the weights it starts from
-    std: tuple[float, ...] | None = None
-    crop: int = 4  # small pictures: random shift by up to this many of their pixels
-    scale: tuple[float, ...] = (0.35, 1.0)  # large pictures: share of the area that a random crop takes
+    size: Side = 32  # of the model's input
+    sizes: Sides = ()  # progressive resizing: sizes of equal shares of a cycle, the last is `size`
+    mean: Rgb | None = None  # None: of the weights it starts from
+    std: PositiveRgb | None = None
+    crop: CountOrZero = 4  # small pictures: random shift by up to this many of their pixels
+    scale: Shares = (0.35, 1.0)  # large pictures: share of the area that a random crop takes
     flip: bool = True  # left-right, every second one
-    augment: str = "none"  # none, trivial (TrivialAugment), rand (RandAugment)
-    erase: float = 0.0  # probability of random erasing
-    mixup: float = 0.0  # alpha
-    cutmix: float = 0.0  # alpha
+    augment: Literal["none", "trivial", "rand"] = "none"  # TrivialAugment, RandAugment
+    erase: Share = 0.0  # probability of random erasing
+    mixup: NotNegative = 0.0  # alpha
+    cutmix: NotNegative = 0.0  # alpha
 
     # The optimiser
     optimizer: str = "sgd"  # any of timm's: sgd, adamw, muon, lamb, ...
-    lr: float = 0.1  # at batch_size
-    momentum: float = 0.9
-    weight_decay: float = 5e-4  # not on biases and norms
-    layer_decay: float | None = None  # the learning rate of a layer over that of the next
-    schedule: str = "cosine"  # cosine, onecycle, constant
-    cycles: int = 1  # cosine: restarts (Loshchilov & Hutter 2017), each with half the rate and twice the epochs
-    warmup_epochs: float = 0.0  # update k of its n has k/n of the way from min_lr to lr
-    min_lr: float = 0.0
-    epochs: int = 10  # of all cycles
-    batch_size: int = 128  # of one step of one process
-    accumulate: int = 1  # steps that share an update
-    clip: float | None = None  # largest norm of the gradient, or AGC's factor
-    clip_mode: str = "norm"  # norm, agc
-    label_smoothing: float = 0.0
-    ema: float = 0.0  # decay of the average of the weights, warmed up; 0 for none
-    freeze_epochs: int = 0  # the classifier alone learns so long
+    lr: Positive = 0.1  # at batch_size
+    momentum: NotNegative = 0.9
+    weight_decay: NotNegative = 5e-4  # not on biases and norms
+    layer_decay: Positive | None = None  # the learning rate of a layer over that of the next
+    schedule: Literal["cosine", "onecycle", "constant"] = "cosine"
+    cycles: Cycles = 1  # cosine: restarts (Loshchilov & Hutter 2017), each with half the rate and twice the epochs
+    warmup_epochs: NotNegative = 0.0  # update k of its n has k/n of the way from min_lr to lr
+    min_lr: NotNegative = 0.0
+    epochs: Count = 10  # of all cycles
+    batch_size: Count = 128  # of one step of one process
+    accumulate: Count = 1  # steps that share an update
+    clip: Positive | None = None  # largest norm of the gradient, or AGC's factor
+    clip_mode: Literal["norm", "agc"] = "norm"
+    label_smoothing: Fraction = 0.0
+    ema: Fraction = 0.0  # decay of the average of the weights, warmed up; 0 for none
+    freeze_epochs: CountOrZero = 0  # the classifier alone learns so long
 
     # A teacher
     teacher: str | None = None  # a name of timm's or ours (with weights), or a weights folder
-    teacher_weight: float = 0.5  # share of its loss
-    temperature: float = 1.0
+    teacher_weight: Share = 0.5  # share of its loss
+    temperature: Positive = 1.0
 
     # The machine
-    precision: str = "auto"  # auto, no (float32), bf16, fp16
+    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"  # no: float32
     compile: bool = False
     channels_last: bool = True
     deterministic: bool = False
-    seed: int = 0
+    seed: CountOrZero = 0
 
     def __post_init__(self) -> None:
         _check(self)
@@ -106,7 +123,7 @@ class Recipe:
         return recipe_yaml.dump(values)
 
 
-FIELDS = typing.get_type_hints(Recipe)
+FIELDS = {key: Field.of(hint) for key, hint in typing.get_type_hints(Recipe, include_extras=True).items()}
 OTHER_NAMES = {  # what other trainers call our keys
     "model": "arch architecture net network backbone model_name",
     "checkpoint": "initial_checkpoint weights resume_from init_from",
@@ -142,70 +159,26 @@ OTHER_NAMES = {  # what other trainers call our keys
     "compile": "torchcompile torch_compile",
     "seed": "random_seed manual_seed random_state",
 }
-ONE_OF = {
-    "schedule": ("cosine", "onecycle", "constant"),
-    "augment": ("none", "trivial", "rand"),
-    "clip_mode": ("norm", "agc"),
-    "precision": ("auto", "no", "bf16", "fp16"),
-}
-AT_LEAST = {"epochs": 1, "cycles": 1, "batch_size": 1, "accumulate": 1, "size": 1}
-AT_LEAST |= {"workers": 0, "crop": 0, "freeze_epochs": 0, "seed": 0}
-FRACTIONS = ("drop_rate", "drop_path", "val_fraction", "label_smoothing", "ema")  # 0 <= x < 1
-SHARES = ("erase", "teacher_weight")  # 0 <= x <= 1
-NOT_NEGATIVE = ("mixup", "cutmix", "momentum", "weight_decay", "warmup_epochs", "min_lr")
-PLAIN_NUMBER = {
-    int: re.compile(r"[-+]?(0|[1-9]\d{0,17})", re.ASCII),
-    float: re.compile(r"[-+]?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][-+]?\d+)?", re.ASCII),
-}
-MAX_SIZE = 4096  # pixels along a side: MobileNetV3 is made for 224, and activations grow with the square
-MAX_BATCH_BYTES = 4 * 2**30  # of the pixels of a batch in float32; the activations take many times as much
-POSITIVE = ("lr", "clip", "temperature", "layer_decay", "bn_momentum", "bn_eps")
 
 
 def _check(recipe: Recipe) -> None:
     """Raise ValueError for the first value out of its range."""
 
-    def fail(name: str, allowed: str) -> None:
-        raise ValueError(f"{name}: {getattr(recipe, name)!r} is not allowed: {allowed}")
+    def fail(name: str, expected: str) -> None:
+        raise ValueError(f"{name}: {getattr(recipe, name)!r} is not allowed: {expected}")
 
-    for name, allowed in ONE_OF.items():
-        if (value := getattr(recipe, name)) not in allowed:
-            raise ValueError(f"{name}: {value!r} is not allowed. {choices(value, allowed)}")
-    for name in FIELDS:
-        value = getattr(recipe, name)
-        numbers = value if isinstance(value, tuple) else [value]
-        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
-            fail(name, "expected a finite number")
-        if name in AT_LEAST and value < AT_LEAST[name]:
-            fail(name, f"expected at least {AT_LEAST[name]}")
-        if name in FRACTIONS and not 0 <= value < 1:
-            fail(name, "expected a number from 0 up to but not including 1")
-        if name in SHARES and not 0 <= value <= 1:
-            fail(name, "expected a number from 0 to 1")
-        if name in NOT_NEGATIVE and value < 0:
-            fail(name, "expected a number of at least 0")
-        if name in POSITIVE and value is not None and value <= 0:
-            fail(name, "expected a number above 0")
-    if recipe.bn_momentum > 0.5:
-        fail("bn_momentum", "expected PyTorch's, the share of the new batch (0.1); TensorFlow's 0.99 is 0.01 here")
+    for name, field in FIELDS.items():
+        try:
+            field.check(getattr(recipe, name))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
     if recipe.sizes and (recipe.sizes[-1] != recipe.size or min(recipe.sizes) < 1):
         fail("sizes", f"expected sizes of at least 1 pixel that end with size ({recipe.size})")
     largest = max(recipe.size, *recipe.sizes, 1)
-    if largest > MAX_SIZE:
-        fail("sizes" if recipe.sizes else "size", f"expected at most {MAX_SIZE} pixels")
     if recipe.batch_size > (most := MAX_BATCH_BYTES // (4 * 3 * largest**2)):
         fail("batch_size", f"expected at most {most} pictures of {largest} pixels (accumulate makes larger updates)")
-    for name in ("mean", "std"):
-        if (value := getattr(recipe, name)) is not None and len(value) != 3:
-            fail(name, "expected three numbers, for pixels from 0 to 1")
-    if recipe.std and min(recipe.std) <= 0:
-        fail("std", "expected three numbers above 0")
-    if not (len(recipe.scale) == 2 and 0 < recipe.scale[0] <= recipe.scale[1] <= 1):
-        fail("scale", "expected the least and the largest share, as in [0.35, 1.0]")
     if recipe.cycles > 1 and recipe.schedule != "cosine":
         fail("cycles", f"schedule: {recipe.schedule} has no restarts")
-    if recipe.cycles > 10:
-        fail("cycles", "expected at most 10")
     if recipe.epochs % (parts := 2**recipe.cycles - 1):
         fail("cycles", f"expected epochs ({recipe.epochs}) to be a multiple of {parts} (1 + 2 + ...)")
     if recipe.warmup_epochs >= (first := recipe.cycle(0)[1]) and recipe.warmup_epochs:
@@ -225,11 +198,11 @@ def find(name: str | os.PathLike) -> Path:
     Raises:
         ValueError: There is none; the message lists the package's.
     """
-    path, ours = Path(name), FOLDER / f"{name}.yaml"
+    path = Path(name)
     if path.suffix in (".yaml", ".yml") and path.is_file():
         return path
     if str(name) in names():
-        return ours
+        return FOLDER / f"{name}.yaml"
     raise ValueError(f"no recipe {str(name)!r}: no such .yaml file, none of the package. {choices(str(name), names())}")
 
 
@@ -248,20 +221,30 @@ def load(name: str | os.PathLike, **overrides: Any) -> Recipe:
     with open(path, encoding="utf-8") as file:
         values = recipe_yaml.load(file, str(path))
     if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected lines of `key: value`, found {_called(values)}")
+        raise ValueError(f"{path}: expected lines of `key: value`, found {briefly(values)}")
     return make(values, overrides, source=str(path))
 
 
 def make(values: Mapping[str, Any], overrides: Mapping[str, Any] | None = None, *, source: str = "recipe") -> Recipe:
-    """A recipe from plain values; see `load` for what is refused."""
-    found = {key: _typed(key, value, source) for key, value in values.items()}
-    found |= {key: _typed(key, value, "override") for key, value in (overrides or {}).items()}
-    if "model" not in found:
+    """A recipe from plain values.
+
+    Args:
+        values: By key.
+        overrides: Values in place of these.
+        source: What an error calls `values`.
+
+    Raises:
+        ValueError: As for `load`.
+    """
+    overrides = overrides or {}
+    fields = {key: _typed(key, value, source) for key, value in values.items()}
+    fields |= {key: _typed(key, value, "override") for key, value in overrides.items()}
+    if "model" not in fields:
         raise ValueError(f"{source}: model is missing")
-    if "size" in (overrides or {}) and "sizes" not in (overrides or {}):
-        found.pop("sizes", None)  # they would not end with it
+    if "size" in overrides and "sizes" not in overrides:
+        fields.pop("sizes", None)  # they would not end with it
     try:
-        return Recipe(**found)
+        return Recipe(**fields)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
 
@@ -279,21 +262,12 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 def _typed(key: Any, value: Any, source: str) -> Any:
-    """`value` as the type of the field `key`; numbers may be written without a point, lists become tuples."""
     if key not in FIELDS:
         raise ValueError(f"{source}: unknown key {key!r}. {_advice(str(key))}")
-    kind = FIELDS[key]
-    allowed = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    for one in allowed:
-        if one is type(None) and value is None:
-            return None
-        if typing.get_origin(one) is tuple:
-            item = typing.get_args(one)[0]
-            if isinstance(value, (list, tuple)) and all(_fits(v, item) for v in value):
-                return tuple(item(v) for v in value)
-        elif _fits(number := _unquoted(value, one), one):
-            return one(number)
-    raise ValueError(f"{source}: {key}: expected {' or '.join(map(_type_name, allowed))}, got {_called(value)}")
+    try:
+        return FIELDS[key].convert(value)
+    except ValueError as error:
+        raise ValueError(f"{source}: {key}: {error}") from None
 
 
 def _advice(key: str) -> str:
@@ -302,28 +276,3 @@ def _advice(key: str) -> str:
     ours = next((name for name, others in OTHER_NAMES.items() if plain in others.split()), None)
     near = f"Did you mean {ours!r}? " if ours else ""
     return near + choices("" if ours else key, FIELDS, limit=60)
-
-
-def _unquoted(value: Any, kind: type) -> Any:
-    """The number that is meant by one in quotation marks, where a number is wanted."""
-    if kind in (int, float) and isinstance(value, str) and PLAIN_NUMBER[kind].fullmatch(value):
-        return kind(value)
-    return value
-
-
-def _fits(value: Any, kind: type) -> bool:
-    if isinstance(value, bool) or kind is bool:
-        return isinstance(value, bool) and kind is bool
-    if kind is float and isinstance(value, int):
-        return abs(value) <= sys.float_info.max
-    return isinstance(value, kind)
-
-
-def _type_name(kind: Any) -> str:
-    if typing.get_origin(kind) is tuple:
-        return f"a list of {_type_name(typing.get_args(kind)[0])}s".replace("list of a ", "list of ")
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(kind, "null")
-
-
-def _called(value: Any) -> str:
-    return f"{recipe_yaml.BRIEFLY.repr(value)} ({type(value).__name__})" if value is not None else "nothing"

@@ -79,11 +79,14 @@ class Run:
         return path.name != LOCK_FILE and not _is_draft(path)
 
     def check_pictures(self, inventory: Mapping[str, Any]) -> None:
-        """Raise if what has been learnt here was learnt from other pictures.
+        """Raise if the run has learnt from other pictures.
+
+        Args:
+            inventory: Of the pictures that it is to go on with, see inventory.py.
 
         Raises:
-            ValueError: It was; the message names the first difference.
-            WeightsError: What the run says of its pictures is damaged.
+            ValueError: It has; the message names the first difference.
+            WeightsError: data.json is damaged.
         """
         file = self.folder / DATA_FILE
         if not (last := self.last()):
@@ -94,14 +97,14 @@ class Run:
             )
             return
         try:
-            found = difference(json.loads(file.read_text(encoding="utf-8")), inventory)
+            change = difference(json.loads(file.read_text(encoding="utf-8")), inventory)
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise WeightsError(f"{file}: cannot be read: remove it to go on without a look at the pictures") from error
-        if found:
+        if change:
             weights = [self.best, last / "ema.safetensors", last / "model.safetensors"]
             start = next(path for path in weights if path.is_file() or path == weights[-1])
             advice = f"put the pictures back, or start anew from its weights (--set checkpoint={start}, another --out)"
-            raise ValueError(f"{self.folder} was trained on other pictures: {found}: {advice}")
+            raise ValueError(f"{self.folder} was trained on other pictures: {change}: {advice}")
 
     def start(self, recipe: Recipe, inventory: Mapping[str, Any]) -> None:
         """Make the folder, note the recipe and the pictures, and remove what a killed process left half-written."""
@@ -119,10 +122,10 @@ class Run:
 
     @contextmanager
     def writing(self, path: Path) -> Iterator[Path]:
-        """What fails while this file is written stops the training in one line; what was written before stays.
+        """Write a file in this block, which gets its path; an error of the system stops the training in one line.
 
         Raises:
-            TrainingStopped: The disk is full, for instance.
+            TrainingStopped: The disk is full, for instance; what was written before stays.
         """
         try:
             yield path
@@ -131,9 +134,9 @@ class Run:
             raise TrainingStopped(f"{path} cannot be written: {error.strerror or error}: {advice}") from error
 
     def last(self) -> Path | None:
-        """The newest whole checkpoint."""
-        found = [path for path in self.checkpoints.glob("last-*") if path.name[5:].isdecimal()]
-        return max(found, default=None, key=lambda path: int(path.name[5:]))
+        """The newest checkpoint."""
+        checkpoints = [path for path in self.checkpoints.glob("last-*") if path.name[5:].isdecimal()]
+        return max(checkpoints, default=None, key=lambda path: int(path.name[5:]))
 
     def save(self, updates: int, weights: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
         """Write a checkpoint beside the one before, then remove that.
@@ -166,11 +169,20 @@ class Run:
             if old != final:
                 _remove(old)
 
-    def read(self, checkpoint: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-        """What `save` wrote; weights by name, and the state.
+    def read(
+        self, checkpoint: Path, *, world: int, updates: int, has_val: bool
+    ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """Read what `save` wrote: state dicts by the names of their files, and the state.
+
+        Args:
+            checkpoint: One of the run's.
+            world: Number of processes of the training that is to go on.
+            updates: In an epoch of it.
+            has_val: Whether it has validation pictures.
 
         Raises:
             WeightsError: It is damaged, or something is missing.
+            ValueError: It is of another number of processes, or of other pictures.
         """
         file, advice = checkpoint / "state.pt", f"put it back, or remove {checkpoint} to start again"
         try:
@@ -186,10 +198,20 @@ class Run:
         for name, expected in state.pop("sha256", {}).items():
             if not (checkpoint / name).is_file() or digest(checkpoint / name) != expected:
                 raise WeightsError(f"{checkpoint / name}: is missing or damaged: {advice}")
+        if state["world"] != world:
+            raise ValueError(f"{self.folder} was trained by {state['world']} processes, not {world}: resume so")
+        if checkpoint.name != f"last-{state['epoch'] * updates + state['update']}":
+            counts = f"epoch {state['epoch']}, update {state['update']} of {updates}"
+            raise ValueError(f"{checkpoint} does not come after {counts}: the pictures have changed, or it is damaged")
+        if state["history"] and has_val and not self.best.is_file():
+            raise WeightsError(
+                f"{self.best} is missing, the best weights so far: put it back, or start anew from those of "
+                f"{checkpoint} (checkpoint=, another --out)"
+            )
         return {path.stem: read_checkpoint(path) for path in checkpoint.glob("*.safetensors")}, state
 
     def write_log(self, history: list[dict[str, Any]]) -> None:
-        """log.csv, whole, so that an epoch that is done again is not in it twice."""
+        """Write log.csv whole, so that an epoch that is done again is not in it twice."""
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, fieldnames=list(history[0]), lineterminator="\n")
         writer.writeheader()

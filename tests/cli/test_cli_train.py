@@ -1,28 +1,23 @@
 """The commands recipes, finetune, eval and ablate."""
 
 import json
-import random
+import signal
 
-import numpy as np
 import pytest
+from conftest import write_noisy
 from PIL import Image
 
-from mnv3.cli import main
 from mnv3.train import recipe
-from mnv3.train.ablate import VARIANTS, ablate, difference
+from mnv3.train.finetune import Training
+
+pytestmark = pytest.mark.usefixtures("no_charts")
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Two classes of pictures of 16 px, bright and dark."""
-    root, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
-    for split in ("train", "test"):
-        for name, level in (("bright", 200), ("dark", 50)):
-            (root / split / name).mkdir(parents=True)
-            for i in range(8):
-                pixels = rng.normal(level, 20, (16, 16, 3)).clip(0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(root / split / name / f"{i}.png")
-    return root
+    """Two classes, bright and dark."""
+    counts = {"train": 8, "test": 8}
+    return write_noisy(tmp_path_factory.mktemp("data"), {"bright": 200, "dark": 50}, counts, 20)
 
 
 @pytest.fixture
@@ -32,16 +27,6 @@ def file(tmp_path, data):
     lines = ("model: mnv3_small_cifar", f"data: {data}", "size: 16", "batch_size: 8", "epochs: 1", "precision: no")
     path.write_text("\n".join(lines))
     return path
-
-
-@pytest.fixture
-def run(capsys):
-    def run(*args):
-        status = main.main([str(arg) for arg in args])
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run
 
 
 def test_recipes(run):
@@ -102,39 +87,7 @@ def test_faults_are_one_line(run, file, data, tmp_path, monkeypatch, args, messa
 
 
 def test_interrupted_is_status_130(run, file, tmp_path, monkeypatch):
-    import signal
-
-    from mnv3.train.finetune import Training
-
     monkeypatch.setattr(Training, "_status", lambda self: signal.raise_signal(signal.SIGINT) or {})
     status, _, err = run("finetune", file, "--out", tmp_path / "run")
     assert status == 130
     assert "go on with --resume" in err
-
-
-@pytest.mark.parametrize("count", [2, 3, 5, 11])
-def test_intervals_are_scipys(count):
-    stats = pytest.importorskip("scipy.stats", reason="needs SciPy to compare with")
-    rng = random.Random(count)
-    one, other = ([90 + rng.random() for _ in range(count)] for _ in range(2))
-    low, high = stats.ttest_rel(one, other).confidence_interval(0.95)
-    assert difference(one, other) == pytest.approx(((low + high) / 2, (high - low) / 2), rel=1e-3)
-
-
-def test_ablation(file, tmp_path):
-    text = ablate(file, out=tmp_path / "a", seeds=(0, 1))
-    rows = json.loads((tmp_path / "a" / "ablation.json").read_text())
-    assert [row["variant"] for row in rows] == list(VARIANTS)
-    by_name = {row["variant"]: row for row in rows}
-    assert by_name["none"]["params"] < by_name["se"]["params"] == by_name["both"]["params"]
-    assert by_name["none"]["macs"] == by_name["hs"]["macs"]
-    for row in rows:
-        assert row["mean"] == pytest.approx(sum(row["top1"]) / 2)
-        assert row["sd"] == pytest.approx(abs(row["top1"][0] - row["top1"][1]) / 2**0.5)
-        assert row["difference"][0] == pytest.approx(row["mean"] - by_name["none"]["mean"])
-    assert len(text.splitlines()) == 2 + len(VARIANTS)
-    assert (tmp_path / "a" / "ablation.md").read_text() == text
-    config = json.loads((tmp_path / "a" / "se-first-seed1" / "config.json").read_text())
-    assert config["model_args"]["se_order"] == "se-act"
-    again = ablate(file, out=tmp_path / "a", seeds=(0,), variants=("none",))  # which is done already
-    assert f"{by_name['none']['top1'][0]:.2f}" in again

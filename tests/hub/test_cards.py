@@ -118,7 +118,10 @@ def test_a_card_without_records_of_the_training(folder):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"top1": 92.0, "top5": 99.0, "count": 10, "per_class": {}}', r"has a top-1 of 92.0 %, the catalog 91.85 %"),
+        (
+            '{"count": 1, "top1": 92.0, "top5": 99.0, "loss": 0, "per_class": {"a": 92}, "confusion": [[1]]}',
+            r"has a top-1 of 92.0 %, the catalog 91.85 %",
+        ),
         ("{}", "cannot be read as metrics"),
         ('{"top1": "high"}', "cannot be read as metrics"),
         ("[1]", "cannot be read as metrics"),

@@ -13,8 +13,8 @@ from PIL import Image
 
 from mnv3.pictures import class_folders, data, formats, images
 from mnv3.pictures.data import DataError
-from mnv3.train import examples
 from mnv3.train.recipe import Recipe
+from mnv3.train.splits import load_splits
 
 COLOURS = ("blue", "green", "red")
 
@@ -29,7 +29,7 @@ def write(folder: Path, classes=COLOURS, count=2) -> Path:
 
 
 def splits(folder: Path, **kwargs) -> dict[str, data.Pictures]:
-    return examples.splits(Recipe(model="mnv3_small_cifar", data=str(folder), **kwargs))
+    return load_splits(Recipe(model="mnv3_small_cifar", data=str(folder), **kwargs))
 
 
 def refused(folder: Path, **kwargs) -> str:

@@ -17,7 +17,8 @@ from torchvision.transforms.functional import pil_to_tensor
 
 import mnv3
 from mnv3.pictures.data import DataError, Pictures
-from mnv3.pictures.evaluate import Metrics, _inputs, evaluate, probabilities
+from mnv3.pictures.evaluate import Metrics, evaluate, probabilities
+from mnv3.pictures.inputs import batches
 
 
 class Fake(nn.Module):
@@ -97,8 +98,7 @@ def assert_equal(metrics, expected):
         assert found[name] == (pytest.approx(value) if name in ("top1", "top5", "per_class") else value)
 
 
-@pytest.mark.parametrize("tta", ["none", "flip"])
-@pytest.mark.parametrize("classes", [2, 4, 5, 9])
+@pytest.mark.parametrize(("classes", "tta"), [(2, "none"), (4, "flip"), (5, "none"), (9, "flip"), (9, "none")])
 def test_metrics(classes, tta):
     model, pictures = Fake(classes), held(classes=classes)
     found = evaluate(model, pictures, tta=tta)
@@ -118,8 +118,7 @@ def test_a_class_without_pictures():
     assert found.confusion[1] == [0, 0, 0]
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 49, 50, 64])
-@pytest.mark.parametrize("tta", ["none", "flip"])
+@pytest.mark.parametrize(("batch_size", "tta"), [(1, "none"), (7, "flip"), (49, "none"), (50, "none"), (64, "flip")])
 def test_batches(batch_size, tta):
     model = Fake(4)
     assert_equal(evaluate(model, held(), batch_size=batch_size, tta=tta), evaluate(Fake(4), held(), tta=tta))
@@ -233,7 +232,7 @@ def test_held_and_files_give_the_same(tmp_path):
 
 def test_held_inputs_to_the_last_bit():
     model, pictures = Fake(4), held(5)
-    (found,) = _inputs(model, pictures, [list(range(5))], 0)
+    (found,) = batches(model, pictures, [list(range(5))], workers=0)
     expected = [mnv3.transforms(model)(Image.fromarray(p.permute(1, 2, 0).numpy())) for p in pictures.source]
     torch.testing.assert_close(found, torch.stack(expected), rtol=0, atol=1e-6)
 
@@ -281,8 +280,7 @@ class Recorder(SimpleNamespace):
         return self.total.pop(0) if self.total else tensor
 
 
-@pytest.mark.parametrize("count", [50, 5, 2, 1])
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize(("count", "world"), [(50, 2), (5, 3), (2, 3), (1, 2)])
 def test_processes_see_every_picture_once(tmp_path, count, world):
     """Also where there are fewer pictures than processes, held or not."""
     pictures = held(count)
@@ -317,12 +315,51 @@ def test_no_numbers_are_no_answer(value):
 # Files
 
 
-def test_save(tmp_path):
-    found = evaluate(Fake(4), held(names=["a", "b", "ü", "d"]))
-    found.save(tmp_path / "test.json")
-    assert json.loads((tmp_path / "test.json").read_text()) == asdict(found)
-    assert Metrics(**json.loads((tmp_path / "test.json").read_text())) == found
+def test_save_and_load(tmp_path):
+    metrics, file = evaluate(Fake(4), held(names=["a", "b", "ü", "d"])), tmp_path / "test.json"
+    metrics.save(file)
+    assert Metrics.load(file) == metrics
     assert [path.name for path in tmp_path.iterdir()] == ["test.json"]
+    values = json.loads(file.read_text())
+    assert values == asdict(metrics)
+    del values["classes"]  # as mnv3 0.1.0 wrote it
+    file.write_text(json.dumps(values))
+    assert Metrics.load(file) == metrics
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"top1": 101}, "an accuracy is no percentage"),
+        ({"per_class": {"a": -1}}, "an accuracy is no percentage"),
+        ({"loss": math.nan}, "the loss is not finite"),
+        ({"confusion": [[1, 2]]}, "confusion has not a row and a column for each class"),
+        ({"confusion": [[9, 0], [2, -1]]}, "confusion does not add up to count"),
+        ({"count": 11}, "confusion does not add up to count"),
+        ({"per_class": {"c": 50}}, "per_class has 'c', which is not in classes"),
+        ({"top5": "high"}, "could not convert string to float"),
+        ({"per_class": [1]}, "AttributeError"),
+        ({"confusion": 3}, "TypeError"),
+        ({"count": 1e999}, "OverflowError"),
+        (b"", "JSONDecodeError"),
+        (b"[]", "TypeError"),
+        (b"{}", "KeyError"),
+        (b"[" * 100_000, "RecursionError"),
+        (b"\xff", "UnicodeDecodeError"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_files_that_hold_no_metrics(tmp_path, change, problem):
+    file, good = tmp_path / "test.json", {"count": 10, "top1": 80, "top5": 100, "loss": 0.5, "classes": ["a", "b"]}
+    good |= {"per_class": {"a": 80, "b": 80}, "confusion": [[4, 1], [1, 4]]}
+    with pytest.raises(FileNotFoundError):
+        Metrics.load(file)
+    file.write_text(json.dumps(good))
+    Metrics.load(file)
+    file.write_bytes(change if isinstance(change, bytes) else json.dumps(good | change).encode())
+    with pytest.raises(ValueError, match=r"test.json: cannot be read as metrics of `mnv3 eval`: ") as caught:
+        Metrics.load(file)
+    assert problem in str(caught.value)
 
 
 def test_real_pictures(shared):

@@ -33,8 +33,9 @@ def refusal(call, *args, **kwargs) -> str:
 
 
 @pytest.mark.parametrize("name", recipes.names())
-def test_recipes_of_the_package(name):
+def test_recipes_of_the_package(name, read):
     recipe = load(name)
+    assert read(recipe.to_yaml(), head="") == recipe
     assert recipe.model.startswith("mnv3_")
     assert load(recipes.FOLDER / f"{name}.yaml") == recipe
     assert "download" not in recipes.find(name).read_text().split("model:")[1], "nothing is downloaded unasked"
@@ -109,11 +110,6 @@ def parse_then_make(text):
 def test_more_pixels_than_a_machine_has_room_for(values, message):
     assert message in refusal(make, {"model": "m"} | values)
     make({"model": "m", "size": 4096, "batch_size": 21})
-
-
-def test_negative_number_without_a_leading_zero(read):
-    assert parse_override("lr=-.5e-2") == ("lr", -0.005)
-    assert "lr: -0.005 is not allowed: expected a number above 0" in refusal(read, "lr: -.5e-2")
 
 
 @pytest.mark.parametrize(
@@ -196,8 +192,8 @@ def test_precision_no(read):
         ("data: !!map ja", ", line 2: expected a mapping node"),
         ("seed: " + 5000 * "1", ", line 2: '11111"),
         ("sizes: &a [*a]", ": sizes: expected a list of whole numbers, got [[[...]]] (list)"),
-        ("data: " + 5000 * "[", ": maximum recursion depth exceeded"),
-        ("data: " + 3000 * "[" + 3000 * "]", ": maximum recursion depth exceeded"),
+        ("data: " + 800 * "[", ": maximum recursion depth exceeded"),
+        ("data: " + 800 * "[" + 800 * "]", ": maximum recursion depth exceeded"),
         ("---\nmodel: other", ", line 2: but found another document"),
         (b"data: \xff\xfe", ": 'utf-8' codec can't decode byte 0xff"),
         (b"data: a\0b", ": unacceptable character #x0000"),
@@ -249,54 +245,50 @@ def test_byte_order_mark(read):
     assert read("model: mnv3_small\n", head="\ufeff").model == "mnv3_small"
 
 
-RANGES = [
-    *((name, value) for name, least in recipes.AT_LEAST.items() for value in (least - 1, -5)),
-    *((name, value) for name in recipes.FRACTIONS for value in (-0.1, 1, 1.5)),
-    *((name, value) for name in recipes.SHARES for value in (-0.1, 1.1)),
-    *((name, -0.1) for name in recipes.NOT_NEGATIVE),
-    *((name, value) for name in recipes.POSITIVE for value in (0, -1)),
-    *((name, "other") for name in recipes.ONE_OF),
-    ("bn_momentum", 0.99),
-    ("sizes", [16, 24]),
-    ("sizes", [0, 32]),
-    ("mean", [0.5, 0.5]),
-    ("std", [0.5]),
-    ("std", [1, 0, 1]),
-    ("scale", [0.5]),
-    ("scale", [0, 1]),
-    ("scale", [0.5, 1.5]),
-    ("scale", [0.8, 0.2]),
-    ("warmup_epochs", 10),
-    ("cycles", 0),
-    ("cycles", 2),
-    ("cycles", 10**4),
-]
+RGB = "expected three numbers, for pixels from 0 to 1"
+OUT_OF_RANGE = (  # keys, values that none of them may have, and what the message says
+    ("epochs cycles batch_size accumulate size", (0, -5), "expected at least 1"),
+    ("workers crop freeze_epochs seed", (-1,), "expected at least 0"),
+    ("drop_rate drop_path val_fraction label_smoothing ema", (-0.1, 1, 1.5), "from 0 up to but not including 1"),
+    ("erase teacher_weight", (-0.1, 1.1), "expected a number from 0 to 1"),
+    ("mixup cutmix momentum weight_decay warmup_epochs min_lr", (-0.1,), "expected a number of at least 0"),
+    ("lr clip temperature layer_decay bn_momentum bn_eps", (0, -0.005), "expected a number above 0"),
+    ("schedule augment clip_mode precision", ("other",), "Allowed: "),
+    ("bn_momentum", (0.99,), "TensorFlow's 0.99 is 0.01 here"),
+    ("sizes", ([16, 24], [0, 32]), "expected sizes of at least 1 pixel that end with size (32)"),
+    ("mean std", ([0.5, 0.5], [0.5]), RGB),
+    ("std", ([1, 0, 1],), "expected three numbers above 0"),
+    ("scale", ([0.5], [0, 1], [0.5, 1.5], [0.8, 0.2]), "expected the least and the largest share"),
+    ("warmup_epochs", (10,), "expected fewer than epochs (10)"),
+    ("cycles", (2,), "expected epochs (10) to be a multiple of 3"),
+    ("cycles", (10**4,), "expected at most 10"),
+)
 
 
-@pytest.mark.parametrize(("name", "value"), RANGES)
-def test_ranges(name, value):
-    message = refusal(make, {"model": "m", name: value}, source="some.yaml")
-    assert message.startswith(f"some.yaml: {name}: ")
-    assert "is not allowed" in message
+@pytest.mark.parametrize(("keys", "values", "expected"), OUT_OF_RANGE)
+def test_ranges(keys, values, expected):
+    for key in keys.split():
+        for value in values:
+            message = refusal(make, {"model": "m", key: value}, source="some.yaml")
+            assert message.startswith(f"some.yaml: {key}: ")
+            assert "is not allowed" in message
+            assert expected in message
+
+
+def test_every_number_has_a_range():
+    tested = {key for keys, *_ in OUT_OF_RANGE for key in keys.split()}
+    assert {key for key, field in recipes.FIELDS.items() if field.ranges or field.words} == tested
+    assert all(field.ranges for field in recipes.FIELDS.values() if {int, float} & set(field.types))
 
 
 def test_what_is_just_allowed():
     for values in (
-        dict(recipes.AT_LEAST) | {"size": 32},
-        dict.fromkeys(recipes.FRACTIONS, 0) | dict.fromkeys(recipes.SHARES, 1) | dict.fromkeys(recipes.NOT_NEGATIVE, 0),
-        dict.fromkeys(recipes.FRACTIONS, 0.9999) | dict.fromkeys(recipes.SHARES, 0) | {"bn_momentum": 0.5},
-        {"scale": [1, 1], "sizes": [32], "warmup_epochs": 9.9},
+        dict.fromkeys(("epochs", "cycles", "batch_size", "accumulate", "size"), 1) | {"workers": 0, "crop": 0},
+        dict.fromkeys(("drop_rate", "drop_path", "ema", "mixup", "momentum", "warmup_epochs", "erase", "seed"), 0),
+        dict.fromkeys(("drop_rate", "ema"), 0.9999) | {"teacher_weight": 1, "bn_momentum": 0.5},
+        {"scale": [1, 1], "sizes": [32], "warmup_epochs": 9.9, "size": 32},
     ):
         make({"model": "m"} | values)
-
-
-@pytest.mark.parametrize("decay", [1, 1.0, 1.5, -0.1])
-def test_ema_decay(decay):
-    assert "from 0 up to but not including 1" in refusal(make, {"model": "m", "ema": decay})
-
-
-def test_tensorflow_batch_norm_momentum(read):
-    assert "TensorFlow's 0.99 is 0.01 here" in refusal(read, "bn_momentum: 0.99")
 
 
 @pytest.mark.parametrize("number", [".inf", "-.inf", ".nan", "1e999"])
@@ -342,6 +334,7 @@ def test_overrides(read):
         ("data=/my pictures/a=b", ("data", "/my pictures/a=b")),
         ("data='1e3'", ("data", "1e3")),
         ("data=C:\\pictures", ("data", "C:\\pictures")),
+        ("lr=-.5e-2", ("lr", -0.005)),
     ],
 )
 def test_parse_override(text, expected):
@@ -370,12 +363,7 @@ def test_bad_overrides(text, message):
 
 def test_deeply_nested_override():
     with pytest.raises(ValueError, match=r"--set data=\[+: maximum recursion depth exceeded"):
-        parse_override("data=" + 3000 * "[")
-
-
-@pytest.mark.parametrize("name", recipes.names())
-def test_round_trip_of_the_package(name, read):
-    assert read(load(name).to_yaml(), head="") == load(name)
+        parse_override("data=" + 800 * "[")
 
 
 @pytest.mark.parametrize(

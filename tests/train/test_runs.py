@@ -7,13 +7,12 @@ import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
-from safetensors.torch import load_file
+from trainings import Killed, last, same, tensors
 
 import mnv3
 from mnv3.errors import TrainingStopped, WeightsError
@@ -22,10 +21,9 @@ from mnv3.train.finetune import Training, finetune
 from mnv3.train.folder_lock import locked
 from mnv3.train.inventory import difference, inventory
 from mnv3.train.recipe import Recipe
+from mnv3.train.run_folder import STATE_KEYS, Run
 
-
-class Killed(BaseException):
-    pass
+pytestmark = pytest.mark.usefixtures("no_charts")
 
 
 @pytest.fixture(scope="module")
@@ -55,19 +53,6 @@ def begun(cut, noisy, tmp_path):
     recipe = run / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace(str(noisy), str(pictures)))
     return dataclasses.replace(chosen, data=str(pictures)), run, pictures
-
-
-def last(run: Path) -> Path:
-    (found,) = (run / "checkpoints").glob("last-*")
-    return found
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(last(run) / "model.safetensors")
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
 def refusal(kind, chosen, run) -> str:
@@ -140,7 +125,7 @@ def test_pictures_elsewhere_and_another_test_set_are_no_others(begun, cut):
     """What is learnt from is the same; the test pictures are looked at in the end."""
     chosen, run, pictures = begun
     (pictures / "test" / "dark" / "0.png").unlink()
-    assert same(weights(finetune(chosen, out=run, resume=True)), weights(cut[2]))
+    assert same(tensors(finetune(chosen, out=run, resume=True)), tensors(cut[2]))
 
 
 def test_inventory_of_files(tmp_path):
@@ -169,7 +154,7 @@ def test_a_run_of_0_1_0_goes_on_with_a_notice(begun, cut, caplog):
     del state["sha256"]
     torch.save(state | {"best": state["history"][-1]["val_top1"]}, file)
     old = shutil.copytree(run, run.with_name("old"))
-    assert same(weights(finetune(chosen, out=run, resume=True)), weights(cut[2]))
+    assert same(tensors(finetune(chosen, out=run, resume=True)), tensors(cut[2]))
     assert "does not say which pictures it was trained on" in caplog.text
     assert (run / "data.json").is_file()
     remove(pictures)
@@ -195,7 +180,7 @@ with runpy.run_path(sys.argv[1])["locked"](Path(sys.argv[2])):
     started = []
 
     def start(folder):
-        command = [sys.executable, "-c", code, str(ROOT / "mnv3" / "folder_lock.py"), str(folder)]
+        command = [sys.executable, "-c", code, str(ROOT / "mnv3" / "train" / "folder_lock.py"), str(folder)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         started.append((process, int(process.stdout.readline())))
         return process
@@ -255,18 +240,17 @@ def test_a_full_disk_is_one_line_and_what_was_trained_stays(begun, cut, monkeypa
     assert str(caught.value).startswith(expected)
     assert last(run).name == "last-3"
     assert not list(run.rglob(".*"))
-    assert same(weights(finetune(chosen, out=run, resume=True)), weights(cut[2]))
+    assert same(tensors(finetune(chosen, out=run, resume=True)), tensors(cut[2]))
 
 
-@pytest.mark.parametrize("resume", [True, False])
-def test_a_run_killed_before_its_recipe_was_written_starts(begun, cut, resume):
+def test_a_run_killed_before_its_recipe_was_written_starts(begun, cut):
     chosen, run, _ = begun
     shutil.rmtree(run)
     (run / "checkpoints" / ".draft-3").mkdir(parents=True)
     for name in (".recipe.yaml.123", ".lock"):
         (run / name).touch()
     (run / "checkpoints" / ".best.safetensors.99").touch()
-    assert same(weights(finetune(chosen, out=run, resume=resume)), weights(cut[2]))
+    assert same(tensors(finetune(chosen, out=run)), tensors(cut[2]))
     assert not list(run.rglob(".*"))
 
 
@@ -278,28 +262,29 @@ def test_hidden_files_of_the_user_are_no_drafts(begun):
     assert "is not empty" in refusal(FileExistsError, chosen, run)
 
 
-@pytest.mark.parametrize(
-    "key", ["epoch", "update", "history", "sums", "skipped", "world", "optimizer", "scheduler", "scaler"]
-)
-def test_a_state_that_lacks_something(begun, key):
+def test_a_state_that_lacks_something(begun):
     chosen, run, _ = begun
     file = last(run) / "state.pt"
     state = torch.load(file)
-    torch.save({name: value for name, value in state.items() if name != key}, file)
-    message = f"{file}: {key} is missing or of another type: put it back, or remove {last(run)} to start again"
-    assert refusal(WeightsError, chosen, run) == message
-    torch.save(state | {key: "many"}, file)
+    for key in STATE_KEYS:
+        message = f"{file}: {key} is missing or of another type: put it back, or remove {last(run)} to start again"
+        for spoilt in ({name: value for name, value in state.items() if name != key}, state | {key: "many"}):
+            torch.save(spoilt, file)
+            with pytest.raises(WeightsError) as caught:
+                Run(run).read(last(run), world=1, updates=3, has_val=True)
+            assert str(caught.value) == message
     assert refusal(WeightsError, chosen, run) == message
 
 
-@pytest.mark.parametrize(
-    "state", [[], {"state": {}, "param_groups": []}, {"param_groups": 3}, {"state": 1}], ids=["list", "0", "3", "1"]
-)
-def test_an_optimizer_of_another_training(begun, state):
+def test_a_state_of_another_training(begun):
     chosen, run, _ = begun
     file = last(run) / "state.pt"
-    torch.save(torch.load(file) | {"optimizer": state}, file)
-    assert str(last(run)) in refusal(WeightsError, chosen, run)
+    state = torch.load(file)
+    for optimizer in ([], {"state": {}, "param_groups": []}, {"param_groups": 3}):
+        torch.save(state | {"optimizer": optimizer}, file)
+        assert str(last(run)) in refusal(WeightsError, chosen, run)
+    torch.save(state | {"world": 2}, file)
+    assert "was trained by 2 processes, not 1" in refusal(ValueError, chosen, run)
 
 
 def test_weights_of_a_checkpoint_that_are_missing_or_damaged(begun):

@@ -20,6 +20,7 @@ from ...errors import WeightsError
 from ...factory import create_model, transforms
 from ...layers import evaluating
 from ...pictures import images
+from ...pictures.inputs import load_batch
 from ..foreign import Foreign
 from .file import TYPES
 from .network import Found, find, foreign_of
@@ -59,7 +60,7 @@ def calibrated(path: str | os.PathLike, pictures: str | os.PathLike | Sequence[s
     if len(files) < 2:
         raise ValueError(f"calibration needs at least 2 pictures, found {len(files)} in {pictures}")
     transform = transforms(model)
-    batch = torch.stack([transform(images.load(file)) for file in images.spread(files, count)])
+    batch = load_batch(images.spread(files, count), transform)
     _correct(model, found, batch, _means(path, found, batch))
     note = f"{foreign.note}, biases corrected on {len(batch)} pictures"
     return foreign._replace(state_dict=model.state_dict(), note=note)
