@@ -118,9 +118,10 @@ class PredictionFile:
                 for number, (line, file) in enumerate(zip_longest(lines, islice(files, self._done)), 1):
                     before = json.loads(line)["file"]
                     if file is None or before != str(file):
+                        now = f"it is {file}" if file else "there is none"
                         raise DataError(
-                            f"{self.partial} has {before} as picture {number}, now it is {file or 'none'}: the pictures "
-                            "have changed; remove it to start again"
+                            f"{self.partial} has {before} as picture {number}, now {now}: the pictures have changed; "
+                            "remove it to start again"
                         )
         yield from files
 

@@ -114,7 +114,7 @@ def test_what_is_refused(tmp_path):
         PredictionFile(file, SETTINGS | {"topk": 3}, resume=True)
     for files, message in (
         (FILES[1:], "as picture 1, now it is pictures/1.jpg"),
-        (FILES[:2], "picture 3, now it is none"),
+        (FILES[:2], "picture 3, now there is none"),
     ):
         with pytest.raises(DataError, match=message):
             write(file, files=files, resume=True)
