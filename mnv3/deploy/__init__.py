@@ -1,8 +1,8 @@
 """Getting a model ready for where it runs."""
 
+from ..folding import fuse
 from .exporter import Report, export
 from .fastest import Choice, Optimized, optimize
-from .folding import fuse
 from .formats import FORMATS
 from .int8.quantizer import QuantizeReport, quantize
 from .runtime import Exported, load

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from ..errors import choices, names
 from ..factory import class_names
 from ..files.saving import plain_tensors, unwrapped
+from ..folding import fuse
 from ..layers import check_own_weights, whole_state
 from ..model import MobileNetV3
 from ..version import __version__
 from . import runtime
 from .drafts import draft, failed, size_of
-from .folding import fuse
 from .formats import FORMATS, Format, Graph
 from .parity import PICTURES, compare, inputs, mean_std
 from .runtime import quiet

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ExportError, names
+from ..folding import fuse
 from ..layers import check_own_weights, evaluating
 from . import onednn, runtime
 from .exporter import export, side
-from .folding import fuse
 from .formats import FORMATS
 from .timing import interleaved
 

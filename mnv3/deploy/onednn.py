@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ..folding import fuse
 from ..layers import Conv2dSame, ConvNormAct, evaluating
-from .folding import fuse
 
 UNARY = {nn.ReLU: "relu", nn.Hardswish: "hardswish", nn.Identity: "none"}
 

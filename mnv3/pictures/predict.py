@@ -1,8 +1,8 @@
 """Classify picture files with a model."""
 
+import math
 import os
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,9 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from ..factory import check_pooled, class_names, transforms
+from ..folding import fuse
 from ..layers import evaluating, finite
+from ..model import MobileNetV3
 from . import images
+from .ahead import read_ahead
 from .inputs import Transform, check_channels
+
+MAX_WORKERS = 8
+SPARE = 2  # times the pixels of the resized picture, along a side, that a JPEG is decoded with at least
 
 
 class Prediction(NamedTuple):
@@ -30,6 +36,8 @@ def predict(
     *,
     topk: int = 5,
     batch_size: int = 32,
+    workers: int | None = None,
+    exact: bool = False,
 ) -> Iterator[Prediction]:
     """The most likely classes of every picture, in order; files that cannot be read have an `error` and no classes.
 
@@ -37,42 +45,72 @@ def predict(
         model: A classifier with its `pretrained_cfg`, on any device; it is put into eval mode while it runs.
         files: Files, and folders of pictures; or a single one.
         topk: How many classes.
-        batch_size: Pictures per forward pass.
+        batch_size: Pictures per forward pass; the next ones are read meanwhile.
+        workers: Threads that read and resize; by default as many as processors, at most 8.
+        exact: Decode all pixels of every JPEG. By default one that is much larger than what the model takes is decoded
+            at 1/2, 1/4 or 1/8 of its size (see `mnv3.images.load`).
 
     Raises:
-        ValueError: `topk` or `batch_size` is below 1, or the model has no classifier, no pooling, or takes neither RGB
-            nor grey.
+        ValueError: `topk`, `batch_size` or `workers` is below 1, or the model has no classifier, no pooling, or takes
+            neither RGB nor grey.
         WeightsError: While it runs, if the model gives NaN or infinity.
     """
-    for name, value in (("topk", topk), ("batch_size", batch_size)):
+    workers = min(_processors(), MAX_WORKERS) if workers is None else workers
+    for name, value in (("topk", topk), ("batch_size", batch_size), ("workers", workers)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}={value!r}: expected a whole number of at least 1")
     if not model.num_classes:
         raise ValueError("the model has no classifier (num_classes=0): nothing to predict")
     check_pooled(model)
     check_channels(model, grey=True, source="files are read as RGB or grey")
-    return _predict(model, images.find(files), min(topk, model.num_classes), batch_size)
+    return _predict(model, files, min(topk, model.num_classes), batch_size, workers, exact)
 
 
-def _predict(model: nn.Module, files: Iterator[Path], topk: int, batch_size: int) -> Iterator[Prediction]:
+def _processors() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _predict(
+    model: nn.Module, files: Iterable[Any], topk: int, batch_size: int, workers: int, exact: bool
+) -> Iterator[Prediction]:
     names, transform = class_names(model), transforms(model)
-    with ThreadPoolExecutor(max_workers=2) as pool:  # Pillow decodes outside the interpreter lock
-        while batch := list(islice(files, batch_size)):
-            inputs = list(pool.map(lambda path: _load(path, transform), batch))
-            readable = [x for x in inputs if isinstance(x, Tensor)]
-            results = iter(_classify(model, torch.stack(readable), topk) if readable else ())
-            for path, x in zip(batch, inputs, strict=True):
-                if isinstance(x, Tensor):
-                    classes = [{"index": i, "label": names and names[i], "prob": p} for p, i in next(results)]
-                    yield Prediction(path, classes)
-                else:
-                    yield Prediction(path, [], error=x)
+    at_least = None if exact else _pixels(model.pretrained_cfg)
+    pictures = read_ahead(
+        images.find(files), lambda path: _load(path, transform, at_least), workers=workers, ahead=batch_size + workers
+    )
+    model = _for_inference(model)
+    while batch := list(islice(pictures, batch_size)):
+        readable = [x for _, x in batch if isinstance(x, Tensor)]
+        results = iter(_classify(model, torch.stack(readable), topk) if readable else ())
+        for path, x in batch:
+            if isinstance(x, Tensor):
+                classes = [{"index": i, "label": names and names[i], "prob": p} for p, i in next(results)]
+                yield Prediction(path, classes)
+            else:
+                yield Prediction(path, [], error=x)
 
 
-def _load(path: Path, transform: Transform) -> Tensor | str:
+def _pixels(cfg: dict[str, Any]) -> int:
+    """Along the shorter side of a picture: as many as its resizing needs to be nearly that of the whole picture."""
+    return SPARE * math.ceil(max(cfg["input_size"][1:]) / (cfg.get("crop_pct") or 1))
+
+
+def _for_inference(model: nn.Module) -> nn.Module:
+    """The model, or a copy with its batch norms folded, which is faster."""
+    if not isinstance(model, MobileNetV3) or next(model.parameters()).dtype != torch.float32:
+        return model  # half precision would round twice
+    with evaluating(model):
+        try:
+            return fuse(model)
+        except ValueError:  # folded already, without norms, or pruned
+            return model
+
+
+def _load(path: Path, transform: Transform, at_least: int | None) -> Tensor | str:
     """The model's input (C, H, W) of a file, or why it cannot be read."""
     try:
-        return transform(images.load(path))
+        return transform(images.load(path, at_least=at_least))
     except images.PictureError as error:
         return str(error)
 

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..catalog import checkpoints, find, split_name
-from ..deploy.folding import fuse
 from ..factory import create_model, load_checkpoint
+from ..folding import fuse
 from ..layers import BN_EPS, set_bn_eps
 from ..model import MobileNetV3
 from .batches import Batches

@@ -507,3 +507,11 @@ def test_find(photo, tmp_path):
 def test_what_is_loaded_is_what_timm_would_see(photo, tmp_path):
     path = save(photo, tmp_path / "x.jpg")
     assert difference(images.load(path), ImageOps.exif_transpose(Image.open(path)).convert("RGB")) == 0
+
+
+def test_files_come_in_the_order_of_their_paths(tmp_path):
+    """One by one, though they are not sorted as a whole: a folder stands where its name does."""
+    for name in ("b.png", "a/z.png", "a.png", "a b/c/x.png", "a b/a.png", "a/b/y.png", "b/1.png", "B.png", "a-.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert list(images.find(tmp_path)) == sorted(tmp_path.rglob("*.png"))

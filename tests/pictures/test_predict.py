@@ -102,18 +102,6 @@ def test_any_iterable_of_paths(model, folder):
         assert [p.file for p in mnv3.predict(model, single)] == [folder / "a.png"]
 
 
-def test_only_the_next_batch_is_read(model, folder):
-    asked = []
-
-    def endless():
-        while True:
-            asked.append(folder / "a.png")
-            yield asked[-1]
-
-    next(mnv3.predict(model, endless(), batch_size=3))
-    assert len(asked) == 3
-
-
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
@@ -214,3 +202,42 @@ def test_no_numbers_are_no_answer(folder, tmp_path):
         for wrong in (model, exported):
             with pytest.raises(mnv3.WeightsError, match=r"^for 2 of 2 pictures the model gives NaN or infinity"):
                 list(mnv3.predict(wrong, pictures))
+
+
+def test_large_jpegs_are_decoded_smaller(model, tmp_path, monkeypatch):
+    """At 1/8 of 1,600 x 1,200 pixels a model of 32 px has all that it needs; `exact` decodes everything."""
+    generator = torch.Generator().manual_seed(0)
+    small = Image.fromarray(torch.randint(0, 256, (6, 8, 3), dtype=torch.uint8, generator=generator).numpy())
+    for name, size in (("a.jpg", (1600, 1200)), ("b.jpg", (80, 60)), ("c.png", (1600, 1200))):
+        small.resize(size, Image.Resampling.BICUBIC).save(tmp_path / name, quality=95)
+    loaded = {}
+    load = mnv3.images.load
+
+    def recording(path, **options):
+        loaded[path.name] = load(path, **options).size
+        return load(path, **options)
+
+    monkeypatch.setattr(mnv3.images, "load", recording)
+    reduced = list(mnv3.predict(model, tmp_path, topk=10))
+    assert loaded == {"a.jpg": (200, 150), "b.jpg": (80, 60), "c.png": (1600, 1200)}
+    exact = list(mnv3.predict(model, tmp_path, topk=10, exact=True))
+    assert loaded["a.jpg"] == (1600, 1200)
+    for one, other in zip(reduced, exact, strict=True):
+        probs = [{entry["index"]: entry["prob"] for entry in prediction.topk} for prediction in (one, other)]
+        assert probs[0] == pytest.approx(probs[1], abs=0.02)
+    assert reduced[1:] == exact[1:]
+
+
+def test_reading_ahead_is_bounded(model, folder):
+    """However many files there are, a batch and one for each worker is read before the first result is taken."""
+    asked = []
+
+    def endless():
+        while True:
+            asked.append(folder / "a.png")
+            yield asked[-1]
+
+    predictions = mnv3.predict(model, endless(), batch_size=3, workers=2)
+    for _ in range(4):
+        next(predictions)
+    assert len(asked) <= 3 + 3 + 3 + 2 + 1

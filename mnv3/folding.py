@@ -5,7 +5,7 @@ import copy
 from torch import nn
 from torch.nn.utils import fuse_conv_bn_eval
 
-from ..layers import NORMS, ConvNormAct, check_own_weights
+from .layers import NORMS, ConvNormAct, check_own_weights
 
 
 def fuse(model: nn.Module) -> nn.Module:
