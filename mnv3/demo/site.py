@@ -59,7 +59,7 @@ def write(
     devices = ["wasm", "webgpu"] if webgpu else ["wasm"]
     dist = None if runtime is None else runtime_files.dist_folder(runtime, devices)
     _check_new(folder, exist_ok=exist_ok)
-    with new_folder(folder, names=NAMES, needs=PAGE, exist_ok=exist_ok) as draft:
+    with new_folder(folder, names=NAMES, needs=PAGE, exist_ok=True) as draft:
         metadata = _write_network(model, draft / NETWORK, half=half)
         if dist:
             files = runtime_files.copy(dist, draft, devices)

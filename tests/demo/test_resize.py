@@ -1,4 +1,4 @@
-"""Pictures become the network's input in the page as they do in Python, to the bit: resize.js against timm on Pillow."""
+"""Pictures become the same input in the page as in Python, to the bit: resize.js against timm on Pillow."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ SHAPES = [
     (51, 33, 24, 0.75, "squash"),
     (50, 31, 24, 1.0, "border"),  # padded
     (31, 50, 25, 0.8, "border"),
-    (9, 40, 24, 0.875, "border"),
+    (15, 28, 24, 0.875, "border"),
 ]
 PROGRAM = """
 const fs = require("fs"), source = fs.readFileSync(process.argv[1], "utf8");

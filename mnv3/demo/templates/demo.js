@@ -259,11 +259,13 @@ async function take(file) {
     if (state.picture) URL.revokeObjectURL(state.picture.address);
     state.picture = {address: URL.createObjectURL(file), width: bitmap.width, height: bitmap.height};
     state.problem = state.answer = null;
+    if (state.status?.[0] !== "loading") state.status = ["working"];
     show();
     const network = await state.network;
-    if (!network || overtaken()) return;
-    state.status = ["working"];
+    if (overtaken()) return;
+    state.status = network ? ["working"] : null; // `state.broken` says why there is none
     show();
+    if (!network) return;
     await painted();
     const start = performance.now();
     const bytes = inputOf(bitmap);
@@ -278,6 +280,7 @@ async function take(file) {
   } catch (error) {
     if (overtaken()) return;
     state.problem = sentenceOf(error);
+    if (state.status?.[0] === "working") state.status = ["ready"];
   }
   show();
 }

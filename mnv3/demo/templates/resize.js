@@ -1,5 +1,7 @@
 "use strict";
-// A picture as the network takes it: what mnv3.transforms (timm's, on Pillow) makes of it in Python, to the bit.
+// A picture as the network takes it: what mnv3.transforms (timm's, on Pillow) makes of it in Python, to the bit. Rows are
+// resized before columns, as in Pillow up to version 12; 13 does the columns first in pictures more than twice as high as
+// wide, which differs in the rounding between the two.
 
 const PRECISION = 22; // bits of a weight, as in Pillow's Resample.c
 const LONGEST = 8; // of a strip's sides, in shorter ones: mnv3 reads no more of it, around the middle
