@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import PIL
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from torch import nn
 
@@ -195,5 +196,6 @@ def preprocessing(metadata: dict[str, Any]) -> dict[str, Any]:
         "mode": metadata["crop_mode"],
         "interpolation": metadata["interpolation"],
         "fill": [round(255 * value) for value in mean] if border else [0] * channels,
+        "columns_first": int(PIL.__version__.partition(".")[0]) >= 13,  # see resize.js
         "normalize": None if metadata["normalize"] else {"mean": mean, "std": std},
     }

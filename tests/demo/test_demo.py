@@ -1,4 +1,4 @@
-"""mnv3 demo in a browser: the answers of ONNX Runtime in Python, no foreign request, and a sentence for each failure."""
+"""mnv3 demo in a browser: the answers of ONNX Runtime in Python, no foreign request, a sentence for each failure."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import Browser
-from PIL import Image, ImageDraw
+from PIL import Image, ImageCms, ImageDraw
 from runtime_web import dist_or_skip
 
 import mnv3
@@ -81,7 +81,7 @@ def logits(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
-    """Pictures as people have them: large, transparent, turned by EXIF, grey, very wide."""
+    """Pictures as people have them: large, transparent, turned, grey, wide, tall, and with a profile of colours."""
     folder, rng = tmp_path_factory.mktemp("drawn"), np.random.default_rng(0)
     sky = np.linspace((90, 140, 230), (210, 230, 250), 90).repeat(120, 0).reshape(90, 120, 3)
     ship = Image.fromarray((sky + rng.normal(0, 6, sky.shape)).clip(0, 255).astype(np.uint8))
@@ -95,6 +95,11 @@ def drawn(tmp_path_factory):
     exif = Image.Exif()
     exif[0x0112] = 6
     ship.save(folder / "turned.jpg", exif=exif)
+    ship.resize((108, 240)).save(folder / "tall.png")
+    swapped = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    red, blue = swapped.index(b"rXYZ"), swapped.index(b"bXYZ")
+    swapped[red], swapped[blue] = swapped[blue], swapped[red]  # it says that red is blue, which mnv3 does not read
+    ship.save(folder / "profile.png", icc_profile=bytes(swapped))
     ship.resize((900, 60)).save(folder / "wide.webp", lossless=True)
     return folder
 

@@ -20,6 +20,8 @@ SHAPES = [
     (20, 13, 24, 1.0, "center"),  # larger
     (32, 32, 32, 1.0, "center"),  # as it is
     (300, 12, 16, 0.5, "center"),  # a strip, of which the middle is read
+    (23, 90, 16, 0.9, "center"),  # tall: columns first
+    (40, 30, 24, 0.6, "squash"),  # not tall, but only columns become shorter
     (51, 33, 24, 0.75, "squash"),
     (50, 31, 24, 1.0, "border"),  # padded
     (31, 50, 25, 0.8, "border"),

@@ -122,7 +122,8 @@ def test_what_a_file_does_not_do_the_page_does():
     assert page.data["model"]["softmax"] is True
     assert page.data["model"]["labels"] is None
     assert "details" not in page.tags
-    assert page.data["model"]["input"] == {
+    assert page.data["model"]["input"] | {"columns_first": None} == {
+        "columns_first": None,
         "size": 24,
         "channels": 3,
         "batch": 3,

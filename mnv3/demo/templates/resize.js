@@ -1,9 +1,8 @@
 "use strict";
-// A picture as the network takes it: what mnv3.transforms (timm's, on Pillow) makes of it in Python, to the bit. Rows are
-// resized before columns, as in Pillow up to version 12; 13 does the columns first in pictures more than twice as high as
-// wide, which differs in the rounding between the two.
+// A picture as the network takes it: what mnv3.transforms (timm's, on Pillow) makes of it in Python, to the bit.
 
 const PRECISION = 22; // bits of a weight, as in Pillow's Resample.c
+const HALF = 1 << (PRECISION - 1);
 const LONGEST = 8; // of a strip's sides, in shorter ones: mnv3 reads no more of it, around the middle
 
 const sinc = (x) => (x === 0 ? 1 : Math.sin(x * Math.PI) / (x * Math.PI));
@@ -94,41 +93,41 @@ function geometry(width, height, {size, scaled, mode}) {
 function preprocess(width, height, readRows, input) {
   const {size, channels, fill, interpolation} = input;
   const {box, to, left, top} = geometry(width, height, input);
-  const output = new Uint8Array(channels * size * size);
-  for (let c = 0; c < channels; c++) output.fill(fill[c], c * size * size, (c + 1) * size * size);
   const columns = Math.min(size, to.width), rows = Math.min(size, to.height);
   const across = taps(box.width, to.width, interpolation, Math.max(0, left), columns);
   const down = taps(box.height, to.height, interpolation, Math.max(0, top), rows);
-  const from = down.starts[0], end = down.starts[rows - 1] + down.lengths[rows - 1];
-  const middle = new Uint8ClampedArray((end - from) * columns * channels);
-  const strip = Math.max(1, Math.floor(2 ** 20 / width));
-  for (let y = from; y < end; y += strip) {
+  // Pillow 13 shortens the columns of tall pictures before the rows, else rows come first; it rounds in between
+  const less = {width: box.width - to.width, height: box.height - to.height};
+  const columnsFirst = input.columns_first && less.height > 0 && less.height > 2 * less.width;
+  const length = columnsFirst ? width * 4 : columns * channels;
+  const sums = new Int32Array(rows * length).fill(HALF);
+  const end = down.starts[rows - 1] + down.lengths[rows - 1], strip = Math.max(1, Math.floor(2 ** 20 / width));
+  for (let y = down.starts[0]; y < end; y += strip) {
     const count = Math.min(strip, end - y);
-    const data = readRows(box.top + y, count);
+    let data = readRows(box.top + y, count);
     if (channels === 1) makeGrey(data);
-    resizeRows(data, width, box.left, count, across, middle.subarray((y - from) * columns * channels), channels);
+    if (!columnsFirst) data = resizeRows(data, width, box.left, count, across, channels);
+    addColumns(sums, data, length, y, count, down);
   }
-  const half = 1 << (PRECISION - 1);
-  for (let i = 0; i < rows; i++) {
-    const to = (i + Math.max(0, -top)) * size + Math.max(0, -left);
-    for (let x = 0; x < columns; x++) {
-      for (let c = 0; c < channels; c++) {
-        let sum = half, p = ((down.starts[i] - from) * columns + x) * channels + c;
-        for (let k = 0; k < down.lengths[i]; k++, p += columns * channels) {
-          sum = (sum + middle[p] * down.weights[i * down.size + k]) | 0;
-        }
-        output[c * size * size + to + x] = Math.max(0, Math.min(255, sum >> PRECISION));
-      }
+  let bytes = Uint8ClampedArray.from(sums, (sum) => sum >> PRECISION);
+  if (columnsFirst) bytes = resizeRows(bytes, width, box.left, rows, across, channels);
+  const output = new Uint8Array(channels * size * size);
+  for (let c = 0; c < channels; c++) {
+    const plane = output.subarray(c * size * size, (c + 1) * size * size).fill(fill[c]);
+    for (let y = 0; y < rows; y++) {
+      const start = (y + Math.max(0, -top)) * size + Math.max(0, -left);
+      for (let x = 0; x < columns; x++) plane[start + x] = bytes[(y * columns + x) * channels + c];
     }
   }
   return output;
 }
 
-function resizeRows(data, width, left, count, across, out, channels) {
-  const half = 1 << (PRECISION - 1), columns = across.starts.length;
+/** Rows of `width` RGBA pixels, from the pixel `left` on, as shorter or longer rows of `channels` bytes a pixel. */
+function resizeRows(data, width, left, count, across, channels) {
+  const columns = across.starts.length, resized = new Uint8ClampedArray(count * columns * channels);
   for (let y = 0, o = 0; y < count; y++) {
     for (let x = 0; x < columns; x++) {
-      let red = half, green = half, blue = half;
+      let red = HALF, green = HALF, blue = HALF;
       let p = (y * width + left + across.starts[x]) * 4;
       for (let k = x * across.size, last = k + across.lengths[x]; k < last; k++, p += 4) {
         const weight = across.weights[k];
@@ -136,13 +135,25 @@ function resizeRows(data, width, left, count, across, out, channels) {
         green = (green + data[p + 1] * weight) | 0;
         blue = (blue + data[p + 2] * weight) | 0;
       }
-      out[o++] = red >> PRECISION; // clamped to 0 .. 255
+      resized[o++] = red >> PRECISION; // clamped to 0 .. 255
       if (channels === 3) {
-        out[o++] = green >> PRECISION;
-        out[o++] = blue >> PRECISION;
+        resized[o++] = green >> PRECISION;
+        resized[o++] = blue >> PRECISION;
       }
     }
   }
+  return resized;
+}
+
+/** Add what rows of `length` bytes, the first of which is the row `top`, give to the rows that they become. */
+function addColumns(sums, data, length, top, count, down) {
+  down.starts.forEach((start, i) => {
+    const last = Math.min(start + down.lengths[i], top + count);
+    for (let y = Math.max(start, top); y < last; y++) {
+      const weight = down.weights[i * down.size + y - start];
+      for (let j = 0, s = i * length, p = (y - top) * length; j < length; j++) sums[s + j] += data[p + j] * weight;
+    }
+  });
 }
 
 /** Pillow's L in the place of red. */
