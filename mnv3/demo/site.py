@@ -135,10 +135,10 @@ def render(
     """
     size = metadata["input_size"][-1]
     texts = json.loads((TEMPLATES / TEXTS).read_text(encoding="utf-8"))
-    name = ".".join(filter(None, (metadata.get("architecture"), metadata.get("tag")))) or "mnv3"
+    name = ".".join(str(metadata[key]) for key in ("architecture", "tag") if metadata.get(key)) or "mnv3"
     facts = [
         f"{size} × {size} px",
-        *filter(None, [metadata.get("license")]),
+        *([str(metadata["license"])] if metadata.get("license") else []),
         f"mnv3 {__version__}",
         f"ONNX Runtime Web {runtime_version or ''}".strip(),
     ]

@@ -6,7 +6,6 @@ import threading
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,7 +64,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def cifar(tmp_path_factory):
-    """The page of weights that ship with mnv3, in 8 bits the file's way: without normalisation and softmax in it."""
+    """The page of weights that ship with mnv3."""
     model = mnv3.create_model("mnv3_small_cifar.cifar10", pretrained=True)
     return site.write(model, tmp_path_factory.mktemp("cifar") / "site", runtime=dist_or_skip())
 
@@ -225,6 +224,15 @@ def test_two_languages_two_widths_light_and_dark(browser, cifar, drawn, language
     browser.call("Page.removeScriptToEvaluateOnNewDocument", identifier=script)
 
 
+def test_a_phone_offers_its_camera(browser, cifar):
+    with serving(server.server(cifar)) as url:
+        for touch, display in ((True, "inline-block"), (False, "none")):
+            browser.call("Emulation.setTouchEmulationEnabled", enabled=touch)
+            browser.open(url, width=375)
+            assert browser.evaluate("getComputedStyle(document.querySelector('#camera + label')).display") == display
+        assert browser.evaluate("document.getElementById('camera').getAttribute('capture')") == "environment"
+
+
 def press_tab(browser, count):
     """What has the focus after each key."""
     focused = []
@@ -313,4 +321,3 @@ def test_where_the_graphics_processor_cannot(browser, cifar, tmp_path):
         assert browser.evaluate("document.querySelector('#gpu input').checked") is False
         assert "does not run this network" in browser.evaluate("document.getElementById('problem').textContent")
     browser.call("Page.removeScriptToEvaluateOnNewDocument", identifier=script)
-    assert Path(folder / "ort.webgpu.min.mjs").is_file()

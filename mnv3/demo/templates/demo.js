@@ -19,11 +19,13 @@ const state = {
   status: ["loading", {megabytes: megabytes("wasm")}],
   broken: null, // why there is no network, as [key, values]
   problem: null, // what is wrong with the picture
-  network: null, // a promise of what `openNetwork` gives
+  network: null, // a promise of the one in use, or of nothing where there is none
   file: null, // the picture that was given last
   picture: null, // the one that is shown: its address and size
   answer: null, // probabilities, by class
 };
+
+const networks = {}; // by device, promises of what `openNetwork` gives
 
 const element = (id) => document.getElementById(id);
 
@@ -83,6 +85,7 @@ function show() {
   const problem = state.broken || state.problem;
   element("problem").hidden = !problem;
   element("problem").textContent = problem ? say(...problem) : "";
+  element("columns").hidden = Boolean(state.broken); // nothing there would be of use
   element("empty").hidden = Boolean(state.answer);
   showPicture();
   const best = state.answer ? mostLikely(state.answer) : [];
@@ -340,15 +343,15 @@ function takeOne(files) {
   }
 }
 
-/** Open the network; where the graphics processor cannot, on WebAssembly. */
+/** Open the network, once for each device; where the graphics processor cannot, on WebAssembly. */
 function startNetwork(device) {
   state.status = ["loading", {megabytes: megabytes(device)}];
   show();
-  const opened = openNetwork(device).catch((error) => {
+  const opened = (networks[device] ??= openNetwork(device)).catch((error) => {
     if (device !== "webgpu") throw error;
     element("gpu").querySelector("input").checked = false;
     const reason = error.text[1].reason || error.text[1].file;
-    return openNetwork("wasm").then((network) => {
+    return networks.wasm.then((network) => {
       state.problem = ["no_gpu", {reason}];
       return network;
     });
