@@ -226,9 +226,10 @@ def test_two_languages_two_widths_light_and_dark(browser, cifar, drawn, language
 
 def test_a_phone_offers_its_camera(browser, cifar):
     with serving(server.server(cifar)) as url:
-        for touch, display in ((True, "inline-block"), (False, "none")):
+        for touch, display in ((True, "block"), (False, "none")):
             browser.call("Emulation.setTouchEmulationEnabled", enabled=touch)
             browser.open(url, width=375)
+            ready(browser)
             assert browser.evaluate("getComputedStyle(document.querySelector('#camera + label')).display") == display
         assert browser.evaluate("document.getElementById('camera').getAttribute('capture')") == "environment"
 
