@@ -84,6 +84,8 @@ def _check_new(folder: Path, *, exist_ok: bool) -> None:
     files = list(folder.iterdir())
     if others := sorted(file.name for file in files if file.name not in NAMES or file.is_symlink()):
         raise FileExistsError(f"{folder} is no page of mnv3 and is not replaced: it has {', '.join(others[:5])}")
+    if files and not (folder / PAGE).is_file():
+        raise FileExistsError(f"{folder} is no page of mnv3 and is not replaced: it has no {PAGE}")
     if files and not exist_ok:
         raise FileExistsError(f"{folder} exists: choose another folder, or replace it (exist_ok=True, --force)")
 
@@ -152,7 +154,6 @@ def render(
         "runtime": {
             device: {part: dataclasses.asdict(file) for part, file in files.items()}
             for device, files in runtime.items()
-            for device, parts in runtime.items()
         },
     }
     remote = any("://" in file.url for files in runtime.values() for file in files.values())

@@ -151,6 +151,9 @@ def test_replaces_only_a_page_of_its_own(network, tmp_path):
     (folder / "model.onnx").write_bytes(b"old")
     site.write(network, folder, exist_ok=True)
     assert (folder / "model.onnx").read_bytes() == network.read_bytes()
+    (folder / "index.html").unlink()
+    with pytest.raises(FileExistsError, match="is no page of mnv3 and is not replaced: it has no index.html"):
+        site.write(network, folder, exist_ok=True)
     (folder / "thesis.txt").touch()
     with pytest.raises(FileExistsError, match="is no page of mnv3 and is not replaced: it has thesis.txt"):
         site.write(network, folder, exist_ok=True)

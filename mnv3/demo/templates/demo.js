@@ -218,7 +218,7 @@ function normalized(bytes) {
 }
 
 function softmax(logits) {
-  const largest = Math.max(...logits);
+  const largest = logits.reduce((a, b) => Math.max(a, b));
   const powers = Array.from(logits, (value) => Math.exp(value - largest));
   const sum = powers.reduce((a, b) => a + b, 0);
   return powers.map((value) => value / sum);
