@@ -91,15 +91,15 @@ class Browser:
         line, _, self.rest = self.rest.partition(b"\0")
         return json.loads(line)
 
-    def open(self, file: Path, *, width: int, dark: bool = False) -> None:
-        """Load a page in a window of this width, in CSS pixels."""
+    def open(self, page: Path | str, *, width: int, dark: bool = False) -> None:
+        """Load a page, a file or an address, in a window of this width, in CSS pixels."""
         self.events.clear()
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=width < 600
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
-        self.call("Page.navigate", url=file.resolve().as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         self.wait("Page.loadEventFired")
 
     def evaluate(self, script: str) -> object:
