@@ -197,7 +197,7 @@ class Tensorflow:
             shortcut = x
             if not isinstance(block.expand, torch.nn.Identity):
                 x = self.unit(x, block.expand, row.act)
-            se_first = row.se and model.se_order == "se-act"
+            se_first = not isinstance(block.act, torch.nn.Identity)
             x = self.unit(x, block.depthwise, None if se_first else row.act)
             if row.se:
                 x = self.squeeze_excite(x, block.se)
