@@ -95,18 +95,17 @@ def test_int8_per_channel(float_file, noise, tmp_path, which):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("file", "plain", "least"),
-    [("v3-small_224_1.0_uint8.tflite", 71.4, 75.0), ("v3-large-minimalistic_224_1.0_uint8.tflite", 81.2, 81.2)],
-)
-def test_accuracy(shared, file, plain, least):
-    """500 pictures; calibrated on 64 of the even ones. The files themselves: 75.8 and 80.8 %."""
-    source, files = shared / "weights" / "tflite" / file, sorted((shared / "images" / "imagenet_half").iterdir())
-    labels = torch.tensor([int(path.name.split("_")[0]) + 1 for path in files])  # class 0 is the background
-    plain_model, calibrated_model = built(reading.read(source)), built(calibrated(source, files[::2]))
-    transform = mnv3.transforms(plain_model)
-    x = torch.stack([transform(images.load(path)) for path in files])
-    for model, expected in ((plain_model, plain), (calibrated_model, least)):
+def test_accuracy(shared):
+    """Of 250 pictures, after a calibration on 64 others. `benchmarks/import_tflite.py` has the whole comparison."""
+    source = shared / "weights" / "tflite" / "v3-small_224_1.0_uint8.tflite"
+    files = sorted((shared / "images" / "imagenet_half").iterdir())
+    models = {"plain": built(reading.read(source)), "calibrated": built(calibrated(source, files[::2]))}
+    transform, unseen = mnv3.transforms(models["plain"]), files[1::2]
+    labels = torch.tensor([int(path.name.split("_")[0]) + 1 for path in unseen])  # class 0 is the background
+    x = torch.stack([transform(images.load(path)) for path in unseen])
+    hits = {}
+    for name, model in models.items():
         with torch.inference_mode():
-            hits = torch.cat([model(part)[:, 1:].argmax(1) + 1 for part in x.split(50)]) == labels
-        assert 100 * hits.float().mean() >= expected - 1e-3
+            hits[name] = (torch.cat([model(part).argmax(1) for part in x.split(50)]) == labels).sum().item()
+    assert hits["plain"] >= 172  # measured: 173
+    assert hits["calibrated"] >= 181  # 182
