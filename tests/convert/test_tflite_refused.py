@@ -280,6 +280,17 @@ def test_shared_weights(tmp_path):
     assert "many layers share their weights" in refused(tmp_path / "in.tflite", file.bytes(x))
 
 
+def test_shared_buffer(tmp_path):
+    """Nor can it by many tensors of the same bytes."""
+    file = Writer((1, SIZE, SIZE, 3))
+    x, first = file.graph.inputs[0], file.constant(np.zeros((1, SIZE, SIZE, 3)))
+    for _ in range(5):
+        again = file.tensor(file.shape(x))
+        file.graph.tensors[again].buffer = file.graph.tensors[first].buffer
+        x = file.op("ADD", [x, again], file.shape(x))
+    assert "several times the bytes of the file" in refused(tmp_path / "in.tflite", file.bytes(x))
+
+
 # --- damaged files
 
 

@@ -131,6 +131,7 @@ OPTIONS = {
     "MEAN": "ReducerOptions",
     "SUM": "ReducerOptions",
     "ADD": "AddOptions",
+    "SUB": "SubOptions",
     "MUL": "MulOptions",
     "SOFTMAX": "SoftmaxOptions",
 }
@@ -190,8 +191,8 @@ class Tensorflow:
         file, model = self.file, self.model
         x = file.graph.inputs[0]
         if rescale:
+            x = file.op("SUB", [x, file.constant(127.5)], file.shape(x))
             x = file.op("MUL", [x, file.constant(1 / 127.5)], file.shape(x))
-            x = file.op("ADD", [x, file.constant(-1.0)], file.shape(x))
         x = self.unit(x, model.stem, model.arch.act)
         for block, row in zip(model.blocks, model.arch.rows, strict=True):
             shortcut = x

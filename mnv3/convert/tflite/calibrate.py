@@ -90,10 +90,7 @@ def _file_means(path: Path, network: Network, batch: Tensor) -> dict[str, Tensor
 
 def _real(numbers: np.ndarray, tensor: FileTensor) -> np.ndarray:
     """The real values of numbers as a tensor of the file has them."""
-    if not tensor.quantised:
-        return numbers
-    zero = 0 if tensor.zero_point is None else tensor.zero_point
-    return (numbers - zero) * tensor.scale
+    return (numbers - tensor.zero_point) * tensor.scale if tensor.quantised else numbers
 
 
 def _interpreter(path: Path) -> "Interpreter":
@@ -127,9 +124,8 @@ def _inputs(network: Network, batch: Tensor) -> Iterator[np.ndarray]:
         real = ((picture - shift) / gain)[None].transpose(order)
         if entry.quantised:
             scale = 1 if entry.scale is None else entry.scale
-            zero = 0 if entry.zero_point is None else entry.zero_point
             limits = np.iinfo(TYPES[entry.type])
-            real = np.clip(np.round(real / scale + zero), limits.min, limits.max)
+            real = np.clip(np.round(real / scale + entry.zero_point), limits.min, limits.max)
         yield real.astype(TYPES[entry.type])
 
 

@@ -17,7 +17,6 @@ Function = Callable[[np.ndarray], np.ndarray]
 
 GRID = np.linspace(-12, 12, 769)  # steps of 1/32, with the corners of relu, relu6 and both hard functions on it
 NHWC = (0, 1, 2, 3)  # the order of axes in which TFLite computes
-NO_PADS = ((0, 0),) * 4
 
 FUSED_ACTIVATIONS: dict[int, Function] = {  # by number in the schema: ActivationFunctionType
     0: lambda x: x,

@@ -36,7 +36,7 @@ class Tensor:
     type: str  # of the schema: FLOAT32, UINT8 ...
     stored: np.ndarray | None  # a constant's; None for what is computed
     scale: np.ndarray | None
-    zero_point: np.ndarray | None
+    zero_point: np.ndarray
     axis: int
     sparse: bool
 
@@ -47,10 +47,9 @@ class Tensor:
     @property
     def range(self) -> tuple[float, float] | None:
         """The least and the largest real value that it can hold, if it is quantised per tensor."""
-        zeros = np.zeros(1) if self.zero_point is None else self.zero_point
-        if not self.quantised or self.scale is None or self.scale.size != 1 or zeros.size != 1:
+        if not self.quantised or self.scale is None or self.scale.size != 1 or self.zero_point.size != 1:
             return None
-        limits, zero = np.iinfo(TYPES[self.type]), zeros[0]
+        limits, zero = np.iinfo(TYPES[self.type]), self.zero_point[0]
         return float((limits.min - zero) * self.scale[0]), float((limits.max - zero) * self.scale[0])
 
     def values(self, *, plain: bool = False) -> np.ndarray:
@@ -68,8 +67,7 @@ class Tensor:
             return self.stored.astype(kind, copy=False)
         if self.scale is None:
             raise WeightsError(f"tensor {self.name!r} is {self.type}, but the file has no scale for it")
-        zero = 0 if self.zero_point is None else self.zero_point
-        scale, zero = (np.atleast_1d(v).astype(kind) for v in (self.scale, zero))
+        scale, zero = self.scale.astype(kind), self.zero_point.astype(kind)
         if scale.size > 1 or zero.size > 1:
             along = [1] * len(self.shape)
             if not 0 <= self.axis < len(self.shape) or not {scale.size, zero.size} <= {1, self.shape[self.axis]}:
@@ -186,15 +184,15 @@ class _Reader:
 
     def _quantisation(
         self, source: "tflite.Tensor", name: str, shape: tuple[int, ...]
-    ) -> tuple[np.ndarray | None, np.ndarray | None, int]:
+    ) -> tuple[np.ndarray | None, np.ndarray, int]:
         """Scales, zero points and the axis along which they are."""
+        scale, zero_point = None, np.zeros(1)
         quantisation = source.Quantization()
         if not quantisation:
-            return None, None, 0
+            return scale, zero_point, 0
         for length in (quantisation.ScaleLength(), quantisation.ZeroPointLength()):
             if length > max((1, *shape)):
                 raise WeightsError(f"tensor {name!r} of {shape} has {length} scales")
-        scale = zero_point = None
         if quantisation.ScaleLength():
             scale = quantisation.ScaleAsNumpy().astype(np.float64)
             if not (np.isfinite(scale).all() and (scale > 0).all()):

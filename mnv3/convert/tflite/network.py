@@ -95,9 +95,8 @@ def _scaling(entry: Tensor, picture: Node, channels: int) -> tuple[np.ndarray, n
     gain, shift = (np.broadcast_to(np.asarray(numbers, float), channels) for numbers in picture.affine)
     if entry.type in ("UINT8", "INT8"):
         scale = 1.0 if entry.scale is None else entry.scale[0]
-        zero = 0.0 if entry.zero_point is None else entry.zero_point[0]
         low = -128 if entry.type == "INT8" else 0  # what a byte of 0 is given as
-        return gain * scale, gain * (low - zero) * scale + shift
+        return gain * scale, gain * (low - entry.zero_point[0]) * scale + shift
     if np.all(gain == 1) and np.all(shift == 0):
         return None
     return (gain / 255 if np.all(gain > 0.1) else gain), shift  # of numbers up to 1, or up to 255

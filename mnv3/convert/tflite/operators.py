@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from ...errors import WeightsError
-from .features import BINARY, FUSED_ACTIVATIONS, NHWC, NO_PADS, UNARY, FeatureMap, Function, Layer, Node
+from .features import BINARY, FUSED_ACTIVATIONS, NHWC, UNARY, FeatureMap, Function, Layer, Node
 from .file import Graph, Operator, Tensor
 
 LAYERS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
@@ -202,7 +202,7 @@ class _Tracer:
     ) -> tuple[list[int], tuple[int, int, int, int] | None]:
         """Height and width of what a convolution gives, and its pads as in `Layer`; `window` is the dilated kernel."""
         _, *sides, _ = (source.node.dims[axis] for axis in source.axes)
-        batch, (top, bottom), (left, right), channel = source.pads or NO_PADS
+        batch, (top, bottom), (left, right), channel = source.pads or ((0, 0),) * 4
         same = op.options.get("Padding") == 0
         if any(batch + channel) or (source.pads and same):
             raise WeightsError(f"{op} reads a map padded by {source.pads}: not MobileNetV3's")
