@@ -46,8 +46,8 @@ def calibrated(path: str | os.PathLike, pictures: str | os.PathLike | Sequence[s
 
     Raises:
         ValueError: There are fewer than 2 pictures, or the file is not quantised.
-        WeightsError: As for `reading.read`, or LiteRT cannot run the file.
-        ImportError: LiteRT is not installed.
+        WeightsError: The file is damaged, no MobileNetV3, or nothing that LiteRT can run.
+        ImportError: LiteRT or the schema package is not installed.
     """
     path = Path(path)
     network = read_network(path)

@@ -39,7 +39,12 @@ class _Block:
 
 
 def read_network(path: Path) -> Network:
-    """The MobileNetV3 in a TFLite file; raises as `network.read` does."""
+    """The MobileNetV3 in a TFLite file.
+
+    Raises:
+        WeightsError: The file is damaged or not a MobileNetV3; the message says where the graph departs from one.
+        ImportError: The schema package is missing.
+    """
     graph = read_graph(path)
     try:
         return _network(graph)
