@@ -68,10 +68,10 @@ def test_every_way_of_writing(tmp_path, options, build):
     assert not norm.running_mean.any()
 
 
-@pytest.mark.parametrize("size", [63, 65])
-def test_odd_sizes(tmp_path, size):
+@pytest.mark.parametrize(("size", "pad"), [(63, "apart"), (65, "name")])
+def test_odd_sizes(tmp_path, size, pad):
     model = tiny()
-    content = Tensorflow(model, size).bytes()
+    content = Tensorflow(model, size, pad=pad).bytes()
     foreign = reading.read(write(tmp_path / "in.tflite", content))
     equal(built(foreign), content, pictures(size))
     assert foreign.config["input_size"] == (3, size, size)
