@@ -68,13 +68,14 @@ def test_every_way_of_writing(tmp_path, options, build):
     assert not norm.running_mean.any()
 
 
-@pytest.mark.parametrize(("size", "pad"), [(63, "apart"), (65, "name")])
-def test_odd_sizes(tmp_path, size, pad):
+@pytest.mark.parametrize(("size", "pad", "pooled"), [(63, "apart", 8), (65, "name", 9)])
+def test_odd_sizes(tmp_path, size, pad, pooled):
     model = tiny()
     content = Tensorflow(model, size, pad=pad).bytes()
     foreign = reading.read(write(tmp_path / "in.tflite", content))
     equal(built(foreign), content, pictures(size))
     assert foreign.config["input_size"] == (3, size, size)
+    assert foreign.config["pool_size"] == (pooled, pooled)
     equal(built(foreign), Tensorflow(model, SIZE).bytes(), pictures())  # and at another than the file's
 
 
