@@ -18,25 +18,31 @@ from mnv3.convert import reading
 from mnv3.convert.foreign import Foreign
 from mnv3.convert.tflite.calibrate import calibrated
 from mnv3.deploy.runtime import quiet
+from mnv3.model import MobileNetV3
 
 
-def logits(found: Foreign, x: Tensor) -> Tensor:
-    """Of the imported model."""
-    model = mnv3.create_model(found.arch, pretrained_cfg_overlay=found.config, **found.options).eval()
-    model.load_state_dict(found.state_dict)
+def built(foreign: Foreign) -> MobileNetV3:
+    """The imported model."""
+    model = mnv3.create_model(foreign.arch, pretrained_cfg_overlay=foreign.config, **foreign.options).eval()
+    model.load_state_dict(foreign.state_dict)
+    return model
+
+
+def logits(model: MobileNetV3, x: Tensor) -> Tensor:
+    """A model's logits (N, classes) for normalised pictures (N, 3, H, W)."""
     with torch.inference_mode():
         return torch.cat([model(part) for part in x.split(20)])
 
 
-def in_litert(file: Path, found: Foreign, x: Tensor) -> Tensor:
-    """Of the file itself, for the bytes that `x` was made of."""
+def litert_logits(file: Path, foreign: Foreign, x: Tensor) -> Tensor:
+    """What LiteRT makes of the bytes that normalised pictures (N, 3, H, W) were made of, (N, classes)."""
     from ai_edge_litert.interpreter import Interpreter
 
     with quiet():
         interpreter = Interpreter(str(file), num_threads=1)
         interpreter.allocate_tensors()
     entry, result = interpreter.get_input_details()[0], interpreter.get_output_details()[0]["index"]
-    mean, std = (torch.tensor(found.config[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
+    mean, std = (torch.tensor(foreign.config[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
     data = ((x * std + mean) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
     outputs = []
     for picture in data:
@@ -56,13 +62,14 @@ def main() -> None:
     print(f"{machine()}; top-1 of {len(pictures)} pictures / of the {len(pictures[1::2])} unseen, %\n")
     print("| file | in LiteRT | plain | calibrated |\n| --- | ---: | ---: | ---: |")
     for file in args.files:
-        found = reading.read(file)
-        model = mnv3.create_model(found.arch, pretrained_cfg_overlay=found.config, **found.options)
+        foreign = reading.read(file)
+        model = built(foreign)
         transform = mnv3.transforms(model)
         x = torch.stack([transform(mnv3.images.load(picture)) for picture in pictures])
-        background = found.options["num_classes"] - 1000
+        background = foreign.options["num_classes"] - 1000
         cells = []
-        for y in (in_litert(file, found, x), logits(found, x), logits(calibrated(file, pictures[::2]), x)):
+        corrected = built(calibrated(file, pictures[::2]))
+        for y in (litert_logits(file, foreign, x), logits(model, x), logits(corrected, x)):
             right = (y.float().argmax(1) - background == labels).float()
             cells.append(f"{100 * right.mean():.1f} / {100 * right[1::2].mean():.1f}")
         print(f"| {file.name} | {' | '.join(cells)} |", flush=True)

@@ -4,12 +4,14 @@ MNV3_DAMAGED=1000 takes so many cases a format in place of CI's 200 (of run fold
 draw.
 """
 
+import io
 import json
 import os
 import random
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -153,9 +155,36 @@ def keras_model(monkeypatch):
 
 
 def test_keras(keras_model, tmp_path):
+    def configuration(data: bytes, rng: random.Random) -> bytes:
+        out = io.BytesIO()
+        with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(out, "w") as new:
+            for name in old.namelist():
+                content = old.read(name)
+                if name == "config.json":
+                    content = damaged_json(content.decode(), rng).encode(errors="surrogatepass")
+                new.writestr(name, content)
+        return out.getvalue()
+
     keras_model.save(tmp_path / "whole.keras")
     whole = (tmp_path / "whole.keras").read_bytes()
-    check("foreign", write(tmp_path, ".keras", whole, cases(whole, COUNT, SEED, damaged_bytes, damaged_archive)))
+    damaged = cases(whole, COUNT, SEED, damaged_bytes, damaged_archive, configuration)
+    check("foreign", write(tmp_path, ".keras", whole, damaged))
+
+
+def test_whole_h5(keras_model, tmp_path):
+    """A model with its configuration."""
+    h5py = pytest.importorskip("h5py", reason="needs pip install 'mnv3[convert]'")
+
+    def configuration(data: bytes, rng: random.Random) -> bytes:
+        out = io.BytesIO(data)
+        with h5py.File(out, "r+") as root:
+            text = damaged_json(root.attrs["model_config"], rng)
+            root.attrs["model_config"] = text.encode(errors="surrogatepass")
+        return out.getvalue()
+
+    keras_model.save(tmp_path / "whole.h5")
+    whole = (tmp_path / "whole.h5").read_bytes()
+    check("foreign", write(tmp_path, ".h5", whole, cases(whole, COUNT, SEED, damaged_bytes, configuration)))
 
 
 def test_h5(keras_model, tmp_path):

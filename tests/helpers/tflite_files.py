@@ -5,6 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import randomize
+
+import mnv3
+from mnv3.arch import Arch, Bneck
 
 schema = pytest.importorskip("ai_edge_litert.schema_py_generated", reason="needs pip install 'mnv3[convert]'")
 pytest.importorskip("tflite", reason="needs pip install 'mnv3[convert]'")
@@ -12,6 +16,48 @@ pytest.importorskip("tflite", reason="needs pip install 'mnv3[convert]'")
 TYPES = {"float32": 0, "float16": 1, "int32": 2, "uint8": 3, "int8": 9}
 SAME, VALID = 0, 1
 RELU, RELU6 = 1, 3
+SIZE = 64
+TINY = Arch(
+    stem=16,
+    rows=(
+        Bneck(3, 16, 16, True, "RE", 1),
+        Bneck(3, 64, 24, False, "RE", 2),
+        Bneck(5, 72, 24, True, "HS", 1),
+        Bneck(5, 96, 40, False, "HS", 2),
+    ),
+    last=96,
+    head=64,
+)
+
+
+def tiny(pad_type="same", table=TINY, **kwargs):
+    """A model of four blocks, one of each kind."""
+    kwargs = {"num_classes": 7} | kwargs
+    return randomize(mnv3.create_model("mnv3_small", arch=table, pad_type=pad_type, **kwargs))
+
+
+def pictures(size=SIZE, count=3, channels=3):
+    """A batch (N, C, H, W) from -1 to 1."""
+    return torch.rand(count, channels, size, size, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def logits(model, x):
+    """A model's logits as an array."""
+    with torch.no_grad():
+        return model(x).numpy()
+
+
+def built(foreign):
+    """The model that a reader has found in a file."""
+    model = mnv3.create_model(foreign.arch, pretrained_cfg_overlay=foreign.config, **foreign.options)
+    model.load_state_dict(foreign.state_dict)
+    return model.eval()
+
+
+def write(path, content):
+    """A file with these bytes."""
+    path.write_bytes(content)
+    return path
 
 
 class Writer:
@@ -85,6 +131,7 @@ OPTIONS = {
     "MEAN": "ReducerOptions",
     "SUM": "ReducerOptions",
     "ADD": "AddOptions",
+    "SUB": "SubOptions",
     "MUL": "MulOptions",
     "SOFTMAX": "SoftmaxOptions",
 }
@@ -102,6 +149,20 @@ def pack(model):
 def unpack(content):
     """The object of the schema in a file's bytes."""
     return schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+
+
+def edited(content, *edits):
+    """A file's bytes after each `edit(model, graph)` has changed the objects of the schema."""
+    model = unpack(content)
+    for edit in edits:
+        edit(model, model.subgraphs[0])
+    return pack(model)
+
+
+def operators(model, graph, kind):
+    """A graph's operators of a kind, in the order of execution."""
+    number = getattr(schema.BuiltinOperator, kind)
+    return [op for op in graph.operators if model.operatorCodes[op.opcodeIndex].builtinCode == number]
 
 
 def folded(unit):
@@ -130,16 +191,19 @@ class Tensorflow:
         file, model = self.file, self.model
         x = file.graph.inputs[0]
         if rescale:
+            x = file.op("SUB", [x, file.constant(127.5)], file.shape(x))
             x = file.op("MUL", [x, file.constant(1 / 127.5)], file.shape(x))
-            x = file.op("ADD", [x, file.constant(-1.0)], file.shape(x))
         x = self.unit(x, model.stem, model.arch.act)
         for block, row in zip(model.blocks, model.arch.rows, strict=True):
             shortcut = x
-            if isinstance(block.expand, torch.nn.Identity) is False:
+            if not isinstance(block.expand, torch.nn.Identity):
                 x = self.unit(x, block.expand, row.act)
-            x = self.unit(x, block.depthwise, row.act)
+            se_first = not isinstance(block.act, torch.nn.Identity)
+            x = self.unit(x, block.depthwise, None if se_first else row.act)
             if row.se:
                 x = self.squeeze_excite(x, block.se)
+            if se_first:
+                x = self.activation(x, row.act)
             x = self.unit(x, block.project, None)
             if block.has_shortcut:
                 x = file.op("ADD", [x, shortcut], file.shape(x))
@@ -259,17 +323,23 @@ class Tensorflow:
         return file.op("MUL", [x, gate], file.shape(x))
 
 
+def channels_last(x: torch.Tensor) -> np.ndarray:
+    """A batch (N, C, H, W) as (N, H, W, C)."""
+    return x.permute(0, 2, 3, 1).contiguous().numpy()
+
+
 def run(content: bytes | Path, x: np.ndarray) -> np.ndarray:
-    """What LiteRT makes of a batch (N, H, W, C), picture by picture."""
+    """What LiteRT makes of a batch in the file's own order of axes, picture by picture, in real numbers."""
     from ai_edge_litert.interpreter import Interpreter
 
     kwargs = {"model_content": content} if isinstance(content, bytes) else {"model_path": str(content)}
     interpreter = Interpreter(num_threads=1, **kwargs)
     interpreter.allocate_tensors()
-    entry, result = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
+    entry, result = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]
     rows = []
-    for one in x:
-        interpreter.set_tensor(entry, one[None])
+    for picture in x:
+        interpreter.set_tensor(entry, picture[None])
         interpreter.invoke()
-        rows.append(interpreter.get_tensor(result)[0].copy())
-    return np.stack(rows)
+        rows.append(interpreter.get_tensor(result["index"])[0].copy())
+    scale, zero = result["quantization"]
+    return (np.stack(rows).astype(float) - zero) * scale if scale else np.stack(rows)

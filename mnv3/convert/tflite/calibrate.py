@@ -7,9 +7,9 @@ Nagel et al. 2019, https://arxiv.org/abs/1906.04721, the other way round: there 
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,8 +22,13 @@ from ...layers import evaluating
 from ...pictures import images
 from ...pictures.inputs import load_batch
 from ..foreign import Foreign
-from .file import TYPES
-from .network import Found, find, foreign_of
+from .features import FUSED_ACTIVATIONS, Layer
+from .file import TYPES, Tensor as FileTensor
+from .matching import Network, read_network
+from .network import to_foreign
+
+if TYPE_CHECKING:
+    from ai_edge_litert.interpreter import Interpreter
 
 PICTURES = 64  # of 224 pixels; more change the result by less than they take
 NEWTON_STEPS = 4  # of a piecewise linear function: the last ones change nothing
@@ -42,13 +47,13 @@ def calibrated(path: str | os.PathLike, pictures: str | os.PathLike | Sequence[s
 
     Raises:
         ValueError: There are fewer than 2 pictures, or the file is not quantised.
-        WeightsError: As for `reading.read`, or LiteRT cannot run the file.
-        ImportError: LiteRT is not installed.
+        WeightsError: The file is damaged, no MobileNetV3, or nothing that LiteRT can run.
+        ImportError: LiteRT or the schema package is not installed.
     """
     path = Path(path)
-    found = find(path)
-    foreign = foreign_of(path, found)
-    if not any(layer.stored.quantised for layer in found.layers.values()):
+    network = read_network(path)
+    foreign = to_foreign(path, network)
+    if not any(layer.stored.quantised for layer in network.layers.values()):
         raise ValueError(f"{path} is not quantised: its import is exact, and there is nothing to calibrate")
     if foreign.options["in_chans"] != 3:
         raise ValueError(f"{path} takes pictures of {foreign.options['in_chans']} channels: files are read as RGB")
@@ -61,33 +66,36 @@ def calibrated(path: str | os.PathLike, pictures: str | os.PathLike | Sequence[s
         raise ValueError(f"calibration needs at least 2 pictures, found {len(files)} in {pictures}")
     transform = transforms(model)
     batch = load_batch(images.spread(files, count), transform)
-    _correct(model, found, batch, _means(path, found, batch))
+    _correct(model, network, batch, _file_means(path, network, batch))
     note = f"{foreign.note}, biases corrected on {len(batch)} pictures"
     return foreign._replace(state_dict=model.state_dict(), note=note)
 
 
-def _means(path: Path, found: Found, batch: Tensor) -> dict[str, Tensor]:
-    """What the file's layers give for each picture, (N, channels), by our names: means over the pixels."""
-    means: dict[str, list[np.ndarray]] = {name: [] for name in found.layers}
+def _file_means(path: Path, network: Network, batch: Tensor) -> dict[str, Tensor]:
+    """What each of the file's layers gives for each picture, as means over the pixels: (N, C) by our names."""
+    means: dict[str, list[np.ndarray]] = {name: [] for name in network.layers}
     with quiet():
-        run = _interpreter(path)
-        for picture in _inputs(found, batch):
+        interpreter = _interpreter(path)
+        for picture in _inputs(network, batch):
             try:
-                run.set_tensor(found.graph.input, picture)
-                run.invoke()
-                for name, layer in found.layers.items():
-                    tensor, stored = found.graph.tensors[layer.output], run.get_tensor(layer.output)
+                interpreter.set_tensor(network.graph.input, picture)
+                interpreter.invoke()
+                for name, layer in network.layers.items():
+                    stored = interpreter.get_tensor(layer.output)
                     mean = stored.reshape(-1, stored.shape[-1]).mean(0, dtype=np.float64)
-                    if tensor.quantised:
-                        zero = 0 if tensor.zero_point is None else tensor.zero_point
-                        mean = (mean - zero) * tensor.scale
-                    means[name].append(mean)
+                    means[name].append(_real(mean, network.graph.tensors[layer.output]))
             except (RuntimeError, ValueError, TypeError) as error:
                 raise WeightsError(f"{path}: LiteRT cannot run it: {str(error).splitlines()[0][:200]}") from error
     return {name: torch.from_numpy(np.stack(rows)).float() for name, rows in means.items()}
 
 
-def _interpreter(path: Path) -> Any:
+def _real(numbers: np.ndarray, tensor: FileTensor) -> np.ndarray:
+    """The real values of numbers as a tensor of the file has them."""
+    return (numbers - tensor.zero_point) * tensor.scale if tensor.quantised else numbers
+
+
+def _interpreter(path: Path) -> "Interpreter":
+    """LiteRT with the file in it, ready to run, that keeps every layer's output."""
     try:
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
     except ImportError:
@@ -95,56 +103,40 @@ def _interpreter(path: Path) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the memory that it takes to keep every layer's output
         try:
-            run = Interpreter(
+            interpreter = Interpreter(
                 str(path),
                 num_threads=torch.get_num_threads(),
                 experimental_preserve_all_tensors=True,
                 # XNNPACK, the default delegate, does not write the tensors between its operators
                 experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
             )
-            run.allocate_tensors()
+            interpreter.allocate_tensors()
         except (RuntimeError, ValueError) as error:
             raise WeightsError(f"{path}: LiteRT cannot open it: {str(error).splitlines()[0][:200]}") from error
-    return run
+    return interpreter
 
 
-def _inputs(found: Found, batch: Tensor) -> Iterator[np.ndarray]:
+def _inputs(network: Network, batch: Tensor) -> Iterator[np.ndarray]:
     """Normalised pictures (N, C, H, W) one by one as the file takes them."""
-    entry = found.graph.tensors[found.graph.input]
-    gain, shift = found.input.affine
-    order = np.argsort(found.layers["stem"].sources[0].axes)
+    entry = network.graph.tensors[network.graph.input]
+    gain, shift = network.input.affine
+    order = np.argsort(network.layers["stem"].sources[0].axes)
     for picture in batch.permute(0, 2, 3, 1).double().numpy():
         real = ((picture - shift) / gain)[None].transpose(order)
         if entry.quantised:
             scale = 1 if entry.scale is None else entry.scale
-            zero = 0 if entry.zero_point is None else entry.zero_point
             limits = np.iinfo(TYPES[entry.type])
-            real = np.clip(np.round(real / scale + zero), limits.min, limits.max)
+            real = np.clip(np.round(real / scale + entry.zero_point), limits.min, limits.max)
         yield real.astype(TYPES[entry.type])
 
 
-def _correct(model: nn.Module, found: Found, batch: Tensor, means: dict[str, Tensor]) -> None:
-    """One pass over the batch, in which each layer is corrected right after it has been computed."""
+def _correct(model: nn.Module, network: Network, batch: Tensor, file_means: dict[str, Tensor]) -> None:
+    """One pass over the batch (N, C, H, W), in which each layer is corrected right after it has been computed."""
     modules = dict(model.named_modules())
     hooks = []
-    for name, layer in found.layers.items():
-        module = modules.get(f"{name}.norm", modules[name])
-        low, high = found.graph.tensors[layer.output].range or (-np.inf, np.inf)
-        low, high = max(low, {1: 0, 2: -1, 3: 0}.get(layer.fused, low)), min(high, {2: 1, 3: 6}.get(layer.fused, high))
-        gain, shift = (torch.as_tensor(v, dtype=torch.float32) for v in layer.affine)
-
-        def hook(
-            module: nn.Module, _: Any, out: Tensor, name=name, low=low, high=high, gain=gain, shift=shift
-        ) -> Tensor:
-            # (N, channels, pixels), as the file's operator gives them before its activation and range cut them off
-            values = out.flatten(2) if out.dim() > 2 else out[..., None]
-            column = (1, -1, 1)
-            values = (values - shift.view(column if shift.dim() else ())) / gain.view(column if gain.dim() else ())
-            step = _shift(values, means[name], low, high) * gain
-            module.bias.add_(step)
-            return out + step.view(1, -1, *[1] * (out.dim() - 2))
-
-        hooks.append(module.register_forward_hook(hook))
+    for name, layer in network.layers.items():
+        hook = _correction(layer, file_means[name], *_limits(layer, network.graph.tensors[layer.output]))
+        hooks.append(modules.get(f"{name}.norm", modules[name]).register_forward_hook(hook))
     try:
         with evaluating(model):
             model(batch)
@@ -153,26 +145,55 @@ def _correct(model: nn.Module, found: Found, batch: Tensor, means: dict[str, Ten
             hook.remove()
 
 
-def _shift(values: Tensor, means: Tensor, low: float, high: float) -> Tensor:
-    """What to add per channel to (N, C, pixels) so that, cut off at `low` and `high`, their means become (N, C)."""
+def _limits(layer: Layer, output: FileTensor) -> tuple[float, float]:
+    """The least and the largest real value that the file's layer gives."""
+    low, high = FUSED_ACTIVATIONS[layer.fused](np.array(output.range or (-np.inf, np.inf)))
+    return float(low), float(high)
 
-    def cut(step: Tensor) -> tuple[Tensor, Tensor]:
-        """Means (N, C), and the share (C,) that is not cut off, picture by picture to save memory."""
-        rows, inside = [], torch.zeros(values.shape[1])
-        for one in values:
-            one = one + step[:, None]
-            rows.append(one.clamp(low, high).mean(1))
-            inside += ((one > low) & (one < high)).float().mean(1)
-        return torch.stack(rows), inside / len(values)
 
+def _correction(layer: Layer, file_means: Tensor, low: float, high: float) -> Callable[..., Tensor]:
+    """A forward hook that moves the bias of its module so that its means become the file's, (N, C)."""
+    gain, shift = (torch.as_tensor(numbers, dtype=torch.float32) for numbers in layer.affine)  # scalars or (C,)
+
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        # (N, pixels, C), as the file's operator gives them before its activation and range cut them off
+        values = out.flatten(2).mT if out.dim() > 2 else out[:, None]
+        values = ((values - shift) / gain).mT
+        step = _bias_step(values, file_means, low, high) * gain
+        module.bias.add_(step)
+        return out + step.view(1, -1, *[1] * (out.dim() - 2))
+
+    return hook
+
+
+def _bias_step(values: Tensor, wanted: Tensor, low: float, high: float) -> Tensor:
+    """What to add per channel so that means, cut off at `low` and `high`, become the wanted ones as far as they can.
+
+    Args:
+        values: (N, C, pixels).
+        wanted: Means per picture, (N, C).
+
+    Returns:
+        The step, (C,).
+    """
     step = best = torch.zeros(values.shape[1])
-    current, inside = cut(step)
-    errors = means - current
+    means, inside = _clamped_means(values, step, low, high)
+    errors = wanted - means
     least = errors.mean(0).abs()
     for _ in range(NEWTON_STEPS):
-        step = step + (means - current).mean(0) / inside.clamp(min=0.05)
-        current, inside = cut(step)
-        missing = (means - current).mean(0).abs()
+        step = step + (wanted - means).mean(0) / inside.clamp(min=0.05)
+        means, inside = _clamped_means(values, step, low, high)
+        missing = (wanted - means).mean(0).abs()
         best, least = torch.where(missing < least, step, best), torch.minimum(missing, least)
     mean, spread = errors.mean(0).square(), errors.var(0) / len(errors)
     return best * mean / (mean + spread).clamp(min=1e-30)
+
+
+def _clamped_means(values: Tensor, step: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+    """Means (N, C) of values + step, cut off; and the share (C,) that is not. Picture by picture, to save memory."""
+    means, inside = [], torch.zeros(values.shape[1])
+    for picture in values:
+        moved = picture + step[:, None]
+        means.append(moved.clamp(low, high).mean(1))
+        inside += ((moved > low) & (moved < high)).float().mean(1)
+    return torch.stack(means), inside / len(values)

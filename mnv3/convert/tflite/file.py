@@ -5,13 +5,18 @@ used, so that a damaged file costs no more time and memory than a whole one of i
 Schema: https://github.com/tensorflow/tensorflow/blob/master/tensorflow/compiler/mlir/lite/schema/schema.fbs
 """
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ...errors import WeightsError
+
+if TYPE_CHECKING:
+    import tflite
 
 MAX_BYTES = 1 << 29
 MAX_OPERATORS = 2000  # MobileNetV3-Large has 220 or fewer
@@ -31,7 +36,7 @@ class Tensor:
     type: str  # of the schema: FLOAT32, UINT8 ...
     stored: np.ndarray | None  # a constant's; None for what is computed
     scale: np.ndarray | None
-    zero_point: np.ndarray | None
+    zero_point: np.ndarray
     axis: int
     sparse: bool
 
@@ -42,10 +47,9 @@ class Tensor:
     @property
     def range(self) -> tuple[float, float] | None:
         """The least and the largest real value that it can hold, if it is quantised per tensor."""
-        zeros = np.zeros(1) if self.zero_point is None else self.zero_point
-        if not self.quantised or self.scale is None or self.scale.size != 1 or zeros.size != 1:
+        if not self.quantised or self.scale is None or self.scale.size != 1 or self.zero_point.size != 1:
             return None
-        limits, zero = np.iinfo(TYPES[self.type]), zeros[0]
+        limits, zero = np.iinfo(TYPES[self.type]), self.zero_point[0]
         return float((limits.min - zero) * self.scale[0]), float((limits.max - zero) * self.scale[0])
 
     def values(self, *, plain: bool = False) -> np.ndarray:
@@ -63,8 +67,7 @@ class Tensor:
             return self.stored.astype(kind, copy=False)
         if self.scale is None:
             raise WeightsError(f"tensor {self.name!r} is {self.type}, but the file has no scale for it")
-        zero = 0 if self.zero_point is None else self.zero_point
-        scale, zero = (np.atleast_1d(v).astype(kind) for v in (self.scale, zero))
+        scale, zero = self.scale.astype(kind), self.zero_point.astype(kind)
         if scale.size > 1 or zero.size > 1:
             along = [1] * len(self.shape)
             if not 0 <= self.axis < len(self.shape) or not {scale.size, zero.size} <= {1, self.shape[self.axis]}:
@@ -124,10 +127,11 @@ def read_graph(path: Path) -> Graph:
 
 
 class _Reader:
-    def __init__(self, schema: Any, content: bytes) -> None:
+    def __init__(self, schema: ModuleType, content: bytes) -> None:
         self.schema, self.content = schema, content
         self.model = schema.Model.GetRootAs(content, 0)
-        self.room = 2 * len(content) + 4096  # bytes of constants: many tensors may share a buffer, but not any number
+        # how many more bytes constants may have: many tensors may share a buffer, but not any number
+        self.bytes_left = 2 * len(content) + 4096
         self.type_names = _names(schema.TensorType)
         self.operator_names = _names(schema.BuiltinOperator)
         self.option_names = _names(schema.BuiltinOptions)
@@ -152,7 +156,7 @@ class _Reader:
             graph.tensors[index] = self._tensor(source.Tensors(index), index)
         return graph
 
-    def _operator(self, source: Any, position: int) -> Operator:
+    def _operator(self, source: "tflite.Operator", position: int) -> Operator:
         code = self.model.OperatorCodes(source.OpcodeIndex())
         kind = self.operator_names.get(_number(code), "unknown")
         if kind == "CUSTOM":
@@ -168,30 +172,36 @@ class _Reader:
             options = {name: getattr(view, name)() for name in OPTIONS if hasattr(view, name)}
         return Operator(kind, inputs, [source.Outputs(0)], options, position)
 
-    def _tensor(self, source: Any, index: int) -> Tensor:
+    def _tensor(self, source: "tflite.Tensor", index: int) -> Tensor:
         name = (source.Name() or b"").decode(errors="replace")[:80] or str(index)
         if source.ShapeLength() > 8:
             raise WeightsError(f"tensor {name!r} has {source.ShapeLength()} dimensions")
         shape = tuple(source.Shape(i) for i in range(source.ShapeLength()))
         kind = self.type_names.get(source.Type(), "unknown")
-        scale = zero_point = None
-        axis = 0
-        if quantisation := source.Quantization():
-            axis = quantisation.QuantizedDimension()
-            most = max(shape, default=1)
-            for length in (quantisation.ScaleLength(), quantisation.ZeroPointLength()):
-                if length > max(most, 1):
-                    raise WeightsError(f"tensor {name!r} of {shape} has {length} scales")
-            if quantisation.ScaleLength():
-                scale = quantisation.ScaleAsNumpy().astype(np.float64)
-                if not (np.isfinite(scale).all() and (scale > 0).all()):
-                    raise WeightsError(f"tensor {name!r} has scales that are not above 0")
-            if quantisation.ZeroPointLength():
-                zero_point = quantisation.ZeroPointAsNumpy().astype(np.float64)
+        scale, zero_point, axis = self._quantisation(source, name, shape)
         stored = self._stored(source, name, shape, kind)
         return Tensor(name, shape, kind, stored, scale, zero_point, axis, source.Sparsity() is not None)
 
-    def _stored(self, source: Any, name: str, shape: tuple[int, ...], kind: str) -> np.ndarray | None:
+    def _quantisation(
+        self, source: "tflite.Tensor", name: str, shape: tuple[int, ...]
+    ) -> tuple[np.ndarray | None, np.ndarray, int]:
+        """Scales, zero points and the axis along which they are."""
+        scale, zero_point = None, np.zeros(1)
+        quantisation = source.Quantization()
+        if not quantisation:
+            return scale, zero_point, 0
+        for length in (quantisation.ScaleLength(), quantisation.ZeroPointLength()):
+            if length > max((1, *shape)):
+                raise WeightsError(f"tensor {name!r} of {shape} has {length} scales")
+        if quantisation.ScaleLength():
+            scale = quantisation.ScaleAsNumpy().astype(np.float64)
+            if not (np.isfinite(scale).all() and (scale > 0).all()):
+                raise WeightsError(f"tensor {name!r} has scales that are not above 0")
+        if quantisation.ZeroPointLength():
+            zero_point = quantisation.ZeroPointAsNumpy().astype(np.float64)
+        return scale, zero_point, quantisation.QuantizedDimension()
+
+    def _stored(self, source: "tflite.Tensor", name: str, shape: tuple[int, ...], kind: str) -> np.ndarray | None:
         if not 0 <= source.Buffer() < self.model.BuffersLength():
             raise WeightsError(f"tensor {name!r} has buffer {source.Buffer()}, which is not in the file")
         buffer = self.model.Buffers(source.Buffer())
@@ -206,10 +216,10 @@ class _Reader:
             return None
         if kind not in TYPES:
             raise WeightsError(f"tensor {name!r} is stored as {kind}; mnv3 reads {', '.join(TYPES)}")
-        if min(shape, default=1) < 1 or data.size != (expected := _bytes(shape, kind)):
+        if min(shape, default=1) < 1 or data.size != (expected := math.prod(shape) * np.dtype(TYPES[kind]).itemsize):
             raise WeightsError(f"tensor {name!r} of {shape} {kind} has {data.size} bytes: damaged")
-        self.room -= expected
-        if self.room < 0:
+        self.bytes_left -= expected
+        if self.bytes_left < 0:
             raise WeightsError("the constants take several times the bytes of the file: damaged")
         values = data.view(np.dtype(TYPES[kind]).newbyteorder("<")).reshape(shape)
         if kind.startswith("FLOAT") and not np.isfinite(values).all():
@@ -217,14 +227,7 @@ class _Reader:
         return values
 
 
-def _bytes(shape: tuple[int, ...], kind: str) -> int:
-    total = np.dtype(TYPES[kind]).itemsize
-    for side in shape:
-        total *= side
-    return total
-
-
-def _number(code: Any) -> int:
+def _number(code: "tflite.OperatorCode") -> int:
     """An operator's number: in the larger of two fields, as 127 and more do not fit into the one that old files have.
 
     The package's own accessor looks for small numbers in the old field alone, which new writers leave empty.
@@ -232,10 +235,10 @@ def _number(code: Any) -> int:
     from flatbuffers.number_types import Int32Flags
 
     table = code._tab
-    place = table.Offset(10)
-    return max(table.Get(Int32Flags, place + table.Pos) if place else 0, code.DeprecatedBuiltinCode())
+    offset = table.Offset(10)
+    return max(table.Get(Int32Flags, offset + table.Pos) if offset else 0, code.DeprecatedBuiltinCode())
 
 
-def _names(enum: Any) -> dict[int, str]:
-    """Number to name, of one of the schema's enumerations."""
+def _names(enum: type) -> dict[int, str]:
+    """Number to name, in one of the schema's enumerations."""
     return {value: name for name, value in vars(enum).items() if isinstance(value, int)}
