@@ -118,19 +118,11 @@ def test_timm_before_and_after(tmp_path):
 
 @pytest.mark.slow
 def test_wheel(tmp_path):
-    """The wheel has every module, and works from elsewhere without the checkout."""
-    build = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "-q",
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        str(tmp_path),
-        str(ROOT),
-    ]
+    """The wheel that is built from the source distribution has every module, and works without the checkout."""
+    pack = f"from setuptools import build_meta; build_meta.build_sdist({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", pack], check=True, cwd=ROOT, timeout=300)
+    (source,) = tmp_path.glob("*.tar.gz")
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, source]
     subprocess.run(build, check=True, cwd=tmp_path, timeout=300)
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
@@ -139,18 +131,20 @@ def test_wheel(tmp_path):
         metadata = archive.read(next(name for name in names if name.endswith("METADATA"))).decode()
     expected = {str(path.relative_to(ROOT)) for _, path in modules()}
     expected |= {str(path.relative_to(ROOT)) for path in (ROOT / "mnv3" / "train" / "recipes").glob("*.yaml")}
-    expected |= {f"mnv3/{path.relative_to(ROOT)}" for path in (ROOT / "weights").rglob("*") if path.is_file()}
+    expected |= {"mnv3/py.typed"} | {
+        f"mnv3/{path.relative_to(ROOT)}" for path in (ROOT / "weights").rglob("*") if path.is_file()
+    }
     assert expected <= names
     assert not any(name.startswith(("tests/", "benchmarks/")) for name in names)
     requires = re.findall(r"^Requires-Dist: ([\w-]+)(?![^\n]*extra)", metadata, re.MULTILINE)
     assert sorted(requires) == ["huggingface_hub", "safetensors", "timm", "torch"]
     extras = set(re.findall(r"^Provides-Extra: (\w+)", metadata, re.MULTILINE))
     runtimes = {"deploy", "executorch", "litert", "ncnn", "coreml"}
-    assert extras == {"test", "finetune", "viz", "convert", "all"} | runtimes
-    code = "import mnv3.cli.main, sys; sys.exit(mnv3.cli.main.main(['list', '--json']))"
+    assert extras == {"test", "docs", "dev", "finetune", "viz", "convert", "all"} | runtimes
+    code = "import sys; from mnv3.cli.main import main; sys.exit(main(['list', '--json']))"
     result = python(code, tmp_path, path=tmp_path / "site")
     assert len(result.stdout.splitlines()) > 15, result.stderr
-    code = "import mnv3.cli.main, sys; sys.exit(mnv3.cli.main.main(['recipes']))"
+    code = "import sys; from mnv3.cli.main import main; sys.exit(main(['recipes']))"
     assert "cifar10_small" in python(code, tmp_path, path=tmp_path / "site").stdout
     code = "import timm, mnv3; print(timm.create_model('mnv3_small_cifar', pretrained=True).num_classes)"
     assert python(code, tmp_path, path=tmp_path / "site").stdout == "10\n"  # and no network
