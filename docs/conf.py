@@ -24,6 +24,7 @@ myst_heading_anchors = 3
 
 default_role = "code"
 autodoc_typehints = "description"
+autodoc_preserve_defaults = True
 autodoc_member_order = "bysource"
 
 CONTENTS = """
