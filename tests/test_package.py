@@ -172,6 +172,7 @@ def test_no_other_host_is_written_down():
 def test_version_is_the_changelogs():
     newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1]
     assert newest == mnv3.__version__
+    assert f"\nversion: {newest}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 def test_every_public_name_is_documented():
