@@ -45,6 +45,7 @@ docs/convert
 docs/publish
 docs/security
 docs/api
+docs/*
 CONTRIBUTING
 CHANGELOG
 weights/README
