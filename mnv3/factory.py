@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import timm
-from torch import nn
+from PIL import Image
+from torch import Tensor, nn
 
 from . import timm_models  # noqa: F401 (registers the names)
 from .arch import VARIANTS
@@ -70,7 +71,7 @@ def _from_source(name: str, **kwargs: Any) -> nn.Module:
 
 
 def load_checkpoint(
-    path: str | os.PathLike, *, model: str | None = None, use_ema: bool | None = None, **kwargs: Any
+    path: str | os.PathLike[str], *, model: str | None = None, use_ema: bool | None = None, **kwargs: Any
 ) -> nn.Module:
     """A model with the weights of a folder or file.
 
@@ -110,7 +111,7 @@ def load_checkpoint(
 
 
 @contextmanager
-def _naming(place: str | os.PathLike) -> Iterator[None]:
+def _naming(place: str | os.PathLike[str]) -> Iterator[None]:
     """Let errors of weights say whose they are."""
     try:
         yield
@@ -136,7 +137,7 @@ class Source(NamedTuple):
     bn_eps: float | None
 
 
-def read_source(path: str | os.PathLike, *, model: str | None = None, use_ema: bool | None = None) -> Source:
+def read_source(path: str | os.PathLike[str], *, model: str | None = None, use_ema: bool | None = None) -> Source:
     """Read what `load_checkpoint` makes a model of; arguments and errors are the same."""
     path = Path(path)
     arch, tag = split_name(model) if model else (None, None)
@@ -156,7 +157,7 @@ def read_source(path: str | os.PathLike, *, model: str | None = None, use_ema: b
     return Source(name, weights, cfg, dict(training.model_args), training.bn_eps)
 
 
-def check_architecture(folder: str | os.PathLike, expected: str | None = None) -> str:
+def check_architecture(folder: str | os.PathLike[str], expected: str | None = None) -> str:
     """Our name for the model of a weights folder, whose config.json may have timm's.
 
     Raises:
@@ -169,7 +170,7 @@ def check_architecture(folder: str | os.PathLike, expected: str | None = None) -
     return arch
 
 
-def _arch_of(config: dict[str, Any], place: str | os.PathLike) -> str:
+def _arch_of(config: dict[str, Any], place: str | os.PathLike[str]) -> str:
     name = config["architecture"]
     arch = arch_named(name)
     if arch is None:
@@ -177,7 +178,9 @@ def _arch_of(config: dict[str, Any], place: str | os.PathLike) -> str:
     return arch
 
 
-def transforms(model: nn.Module | str, *, use_test_size: bool = False, **kwargs: Any) -> Callable:
+def transforms(
+    model: nn.Module | str, *, use_test_size: bool = False, **kwargs: Any
+) -> Callable[[Image.Image], Tensor]:
     """The preprocessing that belongs to a model's weights: PIL picture to float tensor (C, H, W).
 
     For a model of one channel, pictures become grey, and a mean and std for three channels are averaged, as timm does.
@@ -212,10 +215,10 @@ def _for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]
 class Grey:
     """A transform behind the change of a picture to grey."""
 
-    def __init__(self, transform: Callable) -> None:
+    def __init__(self, transform: Callable[[Image.Image], Tensor]) -> None:
         self.transform = transform
 
-    def __call__(self, picture: Any) -> Any:
+    def __call__(self, picture: Image.Image) -> Tensor:
         return self.transform(picture.convert("L"))
 
 

@@ -5,17 +5,18 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 from conftest import ROOT
 from PIL import Image, ImageChops, ImageStat
 
 from mnv3 import Arch
-from mnv3.arch import VARIANTS
-from mnv3.catalog import checkpoints, find
-from mnv3.cli import main
+from mnv3.cli.main import _parser, main
 
 README, CHINESE = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md"))
+FILES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in FILES}
 MAKEFILE = (ROOT / "Makefile").read_text()
 
 
@@ -30,12 +31,12 @@ def commands(*texts: str) -> list[str]:
 
 
 def test_table_of_models_is_the_commands(capsys):
-    main.main(["list", "--markdown"])
+    main(["list", "--markdown"])
     table = capsys.readouterr().out
     assert f"`mnv3 list --markdown`; tests/test_docs.py compares -->\n{table}\n" in README, (
         "paste the output of `mnv3 list --markdown` into README.md"
     )
-    main.main(["list"])
+    main(["list"])
     plain = [line.split() for line in capsys.readouterr().out.splitlines()]
     cells = [[cell.strip() for cell in row.strip("|").split("|")][:-1] for row in table.splitlines()]
     assert [cells[0], *cells[2:]] == plain, "both forms have the same figures"
@@ -49,8 +50,10 @@ def test_python_blocks(monkeypatch, tmp_path):
     import mnv3
 
     load, timm_create, create = torch.hub.load, timm.create_model, mnv3.create_model
+    optimize = partial(mnv3.deploy.optimize, candidates=["eager", "fused"])  # all of them take 20 seconds
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (300, 200), "orange").save("cat.jpg")
+    Image.new("I;16", (30, 20), 4095).save("scan.png")
 
     def local(repo, entry, *args, trust_repo, **kwargs):
         assert repo == f"org/mnv3:v{mnv3.__version__}"
@@ -59,45 +62,57 @@ def test_python_blocks(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, "load", local)
     monkeypatch.setattr(timm, "create_model", lambda name, **kw: timm_create(name, **(kw | {"pretrained": False})))
     monkeypatch.setattr(mnv3, "create_model", lambda name, **kw: create(name, **(kw | {"pretrained": False})))
+    monkeypatch.setattr(mnv3.deploy, "optimize", optimize)
     names: dict = {}
-    for block in blocks("python"):
-        exec(block, names)
+    for name, text in TEXTS.items():
+        for block in blocks("python", text) if name != "README.zh-CN.md" else ():
+            exec(block, names)
     assert names["model"].num_classes == 10
     assert isinstance(names["tiny"], Arch)
     assert (tmp_path / "out" / "config.json").is_file()
 
 
-@pytest.mark.parametrize("line", commands(README, CHINESE))
+@pytest.mark.parametrize("line", commands(*TEXTS.values()))
 def test_commands_are_understood(line):
     words = line.split()[2:]
-    assert main._parser().parse_args(words).command == words[0]
+    assert _parser().parse_args(words).command == words[0]
 
 
-@pytest.mark.parametrize("text", [README, CHINESE], ids=["README.md", "README.zh-CN.md"])
-def test_links_within_the_repository(text):
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("name", TEXTS)
+def test_links_within_the_repository(name):
+    for target in re.findall(r"\]\((?!http)([^)#]+)(?:#[^)]*)?\)", TEXTS[name]):
+        assert ((ROOT / name).parent / target).exists(), target
+
+
+def test_the_readme_is_for_a_newcomer():
+    assert len(README.splitlines()) < 200, "the rest belongs in docs/"
 
 
 def test_the_chinese_readme_says_what_the_other_does():
-    """Its Python is the README's, block by block; its table has the command's numbers."""
-    ours = blocks("python")
-    assert [block for block in blocks("python", CHINESE) if block not in ours] == []
-    lines = (line.strip("| ").split(" | ") for line in README.splitlines() if line.startswith("| mnv3_"))
-    entries = {name: numbers[:5] for name, *numbers in lines}
-    rows = re.findall(r"^\| `(\S+)` \| (.+) \|$", CHINESE, re.MULTILINE)
-    assert len(rows) >= 8
-    for name, numbers in rows:
-        assert numbers.split(" | ") == entries[name], name
-    defaults = {find(name).name for name in VARIANTS if checkpoints(name)}
-    assert {name for name, _ in rows} <= defaults
+    """Its sections have the same commands, Python, figures and links, its tables the same numbers."""
+
+    def sections(text):
+        return text.split("\n## ")
+
+    def content(section):
+        lines = [line.partition("#")[0].rstrip() for block in blocks("console", section) for line in block.splitlines()]
+        cells = [cell.strip() for line in section.splitlines() if line.startswith("|") for cell in line.split("|")]
+        numbers = [cell for cell in cells if re.fullmatch(r"[\d./ ]+", cell)]
+        links = set(re.findall(r"\]\(([^)#]+)", section)) - {"README.md", "README.zh-CN.md"}
+        return lines, blocks("python", section), numbers, links
+
+    assert len(sections(README)) == len(sections(CHINESE))
+    for ours, theirs in zip(sections(README), sections(CHINESE), strict=True):
+        assert content(ours) == content(theirs), ours.partition("\n")[0]
+    table = [line for line in README.splitlines() if line.startswith("| mnv3_")]
+    assert table == [line for line in CHINESE.splitlines() if line.startswith("| mnv3_")]
 
 
 def test_figures_are_those_of_the_makefile():
     """Every picture of the documents has a command, which is understood; they are small."""
     lines = re.findall(r"^\t\$\(MNV3\) (.*)-o \$\(FIGURES\)/(\S+)$", MAKEFILE, re.MULTILINE)
     for words, file in lines:
-        args = main._parser().parse_args(["show", *words.replace("'", "").split(), "-o", file])
+        args = _parser().parse_args(["show", *words.replace("'", "").split(), "-o", file])
         assert args.command == "show"
     figures = sorted((ROOT / "docs" / "figures").iterdir())
     assert sorted(file for _, file in lines) == [path.name for path in figures]
