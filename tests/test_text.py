@@ -15,6 +15,7 @@ import mnv3
 from mnv3 import text
 from mnv3.catalog import find
 from mnv3.errors import one_line
+from mnv3.hub import cards
 from mnv3.show.run_report import template_environment
 
 GOOD = ["airplane", "naïve café", "山水 画", "نیم‌فاصله", "👩‍👩‍👧", "a-b_c.d (1)", "50 % + 3"]
