@@ -25,7 +25,7 @@ class Calibration:
 
     @property
     def width(self) -> float:
-        """Of a bin."""
+        """The width of a bin."""
         return 1 / len(self.count)
 
     @property

@@ -1,12 +1,12 @@
-"""Accuracy against cost for several models, and what an ablation found."""
+"""Accuracy against cost for several models, and the results of an ablation."""
 
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..figures import style
 from ..text import drawable
@@ -19,6 +19,23 @@ if TYPE_CHECKING:
 ABLATION_FILE = "ablation.json"
 MARKERS = dict(zip(LIBRARIES, "osD^", strict=True))
 MAX_SIDE_BY_SIDE = 8  # models whose names have room in two panels side by side
+VARIANTS_IN_WORDS = {
+    "none": "neither",
+    "se": "squeeze-and-excite",
+    "hs": "h-swish",
+    "both": "both (the paper's)",
+    "se-first": "both, SE before\nthe activation",
+}
+
+
+class VariantResult(NamedTuple):
+    """A variant of an ablation."""
+
+    variant: str
+    top1: list[float]  # per cent, of each seed
+    mean: float
+    sd: float  # 0 for a single seed
+    latency_ms: float  # of one picture
 
 
 def compare(
@@ -62,8 +79,8 @@ def collect(
     latency: bool = True,
     runtime: str = "eager",
     seconds: float = 1.0,
-) -> tuple[list[Point], list[list[dict[str, Any]]]]:
-    """The points and ablations that `compare` draws; arguments and errors are its own."""
+) -> tuple[list[Point], list[list[VariantResult]]]:
+    """The points and ablations that `compare` draws; arguments and errors are those of `compare`."""
     points, ablations = [], []
     for name in models:
         if file := _ablation_file(name):
@@ -192,60 +209,58 @@ def _ablation_file(name: str) -> Path | None:
     return path if path.name == ABLATION_FILE and path.is_file() else None
 
 
-def read_ablation(file: Path) -> list[dict[str, Any]]:
-    """The rows of `mnv3 ablate`."""
+def read_ablation(file: Path) -> list[VariantResult]:
+    """The variants in a file of `mnv3 ablate`.
+
+    Raises:
+        ValueError: It is no such file.
+    """
     try:
-        rows = json.loads(file.read_text(encoding="utf-8"))
-        for row in rows:
-            row |= {"top1": [float(value) for value in row["top1"]], "mean": float(row["mean"])}
-            row["sd"] = None if row["sd"] is None else float(row["sd"])
-            if missing := {"variant", "latency_ms", "macs"} - row.keys():
-                raise KeyError(*missing)
-        if not rows:
-            raise ValueError("no rows")
-        return rows
-    except (ValueError, TypeError, LookupError, RecursionError, AttributeError):
-        raise ValueError(f"{file}: not what `mnv3 ablate` writes") from None
+        results = [
+            VariantResult(
+                str(row["variant"]),
+                [float(value) for value in row["top1"]],
+                float(row["mean"]),
+                float(row["sd"] or 0),
+                float(row["latency_ms"]),
+            )
+            for row in json.loads(file.read_text(encoding="utf-8"))
+        ]
+    except (ValueError, TypeError, LookupError, RecursionError):
+        results = []
+    if not results:
+        raise ValueError(f"{file}: not what `mnv3 ablate` writes")
+    return results
 
 
-VARIANTS_IN_WORDS = {
-    "none": "neither",
-    "se": "squeeze-and-excite",
-    "hs": "h-swish",
-    "both": "both (the paper's)",
-    "se-first": "both, SE before\nthe activation",
-}
-
-
-def ablation_row(rows: Sequence[Mapping[str, Any]]) -> style.Row:
+def ablation_row(results: Sequence[VariantResult]) -> style.Row:
     """Top-1 of every variant, each seed a point and the standard deviation a bar; and its latency."""
 
     def draw_accuracy(subfigure: "SubFigure") -> None:
         axis = subfigure.subplots()
         blue, orange, *_ = style.colours()
-        for line, row in enumerate(rows):
-            axis.barh(line, row["mean"], 0.6, color=blue, alpha=0.6)
-            spread = row["sd"] or 0
-            axis.errorbar(row["mean"], line, xerr=spread, color=style.ink(), capsize=3, lw=1.2)
-            axis.plot(row["top1"], [line] * len(row["top1"]), "o", ms=4, color=orange, mec=style.ink(), mew=0.5)
-        axis.set_yticks(range(len(rows)), names)
-        values = [value for row in rows for value in row["top1"]]
+        for line, result in enumerate(results):
+            axis.barh(line, result.mean, 0.6, color=blue, alpha=0.6)
+            axis.errorbar(result.mean, line, xerr=result.sd, color=style.ink(), capsize=3, lw=1.2)
+            axis.plot(result.top1, [line] * len(result.top1), "o", ms=4, color=orange, mec=style.ink(), mew=0.5)
+        axis.set_yticks(range(len(results)), names)
+        values = [value for result in results for value in result.top1]
         room = max(2 * (max(values) - min(values)), 1)
-        axis.set(xlim=(max(0, min(values) - room), min(100, max(values) + room / 2)), ylim=(len(rows) - 0.5, -0.5))
-        seeds = len(rows[0]["top1"])
+        axis.set(xlim=(max(0, min(values) - room), min(100, max(values) + room / 2)), ylim=(len(results) - 0.5, -0.5))
+        seeds = len(results[0].top1)
         axis.set(xlabel=f"top-1 / % (mean ± s.d.; {seeds} seed{'s' * (seeds > 1)} as points)")
         axis.set_title("ablation (the axis does not start at 0)" if axis.get_xlim()[0] else "ablation", size=9)
         axis.grid(axis="x")
 
     def draw_latency(subfigure: "SubFigure") -> None:
         axis = subfigure.subplots()
-        values = [row["latency_ms"] for row in rows]
-        axis.barh(range(len(rows)), values, 0.6, color=style.colours()[2], alpha=0.6)
+        values = [result.latency_ms for result in results]
+        axis.barh(range(len(results)), values, 0.6, color=style.colours()[2], alpha=0.6)
         for line, value in enumerate(values):
             axis.text(0.03 * max(values), line, f"{value:.2f}", va="center", size=8)
-        axis.set(ylim=(len(rows) - 0.5, -0.5), xlabel="latency of one picture / ms")
-        axis.set_yticks(range(len(rows)), names)
+        axis.set(ylim=(len(results) - 0.5, -0.5), xlabel="latency of one picture / ms")
+        axis.set_yticks(range(len(results)), names)
         axis.grid(axis="x")
 
-    names = [VARIANTS_IN_WORDS.get(row["variant"], row["variant"]) for row in rows]
-    return style.Row(1.2 + 0.4 * len(rows), [draw_accuracy, draw_latency])
+    names = [VARIANTS_IN_WORDS.get(result.variant, result.variant) for result in results]
+    return style.Row(1.2 + 0.4 * len(results), [draw_accuracy, draw_latency])

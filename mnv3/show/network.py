@@ -42,7 +42,7 @@ BOX, STEP = 0.36, 0.62  # inches: the height of a layer's box in the picture of 
 
 
 class Network(NamedTuple):
-    """What is drawn."""
+    """A network, and what pictures and classes it is for."""
 
     name: str
     arch: Arch
@@ -98,7 +98,7 @@ def arch(
 
 
 def network_of(model: str | Arch | nn.Module, size: int | None = None) -> Network:
-    """What `arch` draws of a model; arguments and errors are its own."""
+    """What `arch` draws of a model; arguments and errors are those of `arch`."""
     if size is not None and (not isinstance(size, int) or size < 1):
         raise ValueError(f"size={size!r}: expected a whole number of at least 1 pixel")
     if isinstance(model, Arch):
@@ -117,10 +117,10 @@ def network_of(model: str | Arch | nn.Module, size: int | None = None) -> Networ
 
 
 class BlockParts(NamedTuple):
-    """Which of the parts that not every bottleneck has a row of the table has."""
+    """What a bottleneck has beside the depthwise and the last convolution."""
 
-    expands: bool
-    squeezes: bool
+    expansion: bool
+    squeeze_excite: bool
     shortcut: bool
 
 
@@ -138,7 +138,7 @@ def blocks_to_draw(table: Arch, block: int | None = None) -> list[int]:
     if block is None:
         numbers = range(len(table.rows))
         richest = max(numbers, key=lambda i: sum(_block_parts(table, i)))
-        halving = [i for i in numbers if table.rows[i].step > 1 and _block_parts(table, i).expands]
+        halving = [i for i in numbers if table.rows[i].step > 1 and _block_parts(table, i).expansion]
         return list(dict.fromkeys([richest, *halving[:1]]))
     if not isinstance(block, int) or not 0 <= block < len(table.rows):
         raise ValueError(f"block={block!r}: expected a row from 0 to {len(table.rows) - 1}")

@@ -8,10 +8,7 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..catalog import CATALOG
 from ..factory import load_checkpoint
@@ -29,16 +26,21 @@ from .network import BARS, COLUMNS, NOTES, Network, block_height, blocks_to_draw
 from .points import point
 from .training import calibration_row, confusion_row, curves_row, mistakes_row, picture_at, worst_mistakes
 
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
 ENDINGS = (".html", ".htm")
 EXPLAINED = 2  # right answers, and as many mistakes
 
 
-def template_environment() -> Environment:
-    """Templates whose values are escaped, and rid of characters that cannot be seen."""
+def template_environment() -> "Environment":
+    """Jinja's, which escapes values and replaces characters that are not printable."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     return Environment(
         loader=PackageLoader("mnv3.show"),
         autoescape=True,
-        finalize=lambda value: value if isinstance(value, Markup) else printable(value),
+        finalize=lambda value: value if hasattr(value, "__html__") else printable(value),
         undefined=StrictUndefined,
         trim_blocks=True,
     )
@@ -54,7 +56,7 @@ class Picture(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A part of the page: what there is of it, from top to bottom. Tables are rows, the first the heading."""
+    """A part of the page, from top to bottom; the first row of a table is its heading."""
 
     title: str
     id: str
@@ -78,7 +80,7 @@ def report(
     """Write all that can be shown of a run into one file.
 
     Args:
-        folder: The run's; parts that need test pictures are left out where it has none, which the report then says.
+        folder: The run's; sections that need test pictures are left out where it has none, which the report then says.
         path: The HTML file; by default report.html in the folder.
         compare: Models to compare it with (see `mnv3.show.compare`); by default this package's for the same pictures.
         bench: Latencies for that, from `mnv3 bench --json`.
@@ -128,7 +130,7 @@ def report(
 
 
 def _read(folder: Path, data: str | None, data_dir: str | None) -> tuple[Results, str | None]:
-    """All that there is of the run, and why that is not all."""
+    """As much of the run as can be read, and if that is not all, why."""
     results = read(folder, what=["curves"])
     if not (folder / CONFIG_FILE).is_file():
         return read(folder), None  # which says that it is not finished
@@ -161,7 +163,7 @@ def _facts(results: Results, network: Network) -> dict[str, str]:
 def _picture(rows: Sequence[style.Row], alt: str, caption: str | None = None) -> Picture:
     """Draw a figure on white and on black, as wide as a phone."""
     files = (style.png(rows, width=style.NARROW, dark=dark) for dark in (False, True))
-    light, dark = (Markup(base64.b64encode(content).decode()) for content in files)  # which has nothing to escape
+    light, dark = (base64.b64encode(content).decode() for content in files)
     return Picture(light, dark, alt, caption)
 
 

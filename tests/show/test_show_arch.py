@@ -50,6 +50,17 @@ def test_table_is_what_the_layers_say(name):
             assert texts[cost] == format(costs[cost][row.cost.part] / unit, form), (row.cost.part, cost)
 
 
+def test_columns_are_those_of_the_paper():
+    """Some rows of its Table 1."""
+    rows = {row.cost.part: list(cells(row).values())[1:8] for row in table_rows(arch.LARGE)}
+    assert rows["stem"] == ["224² × 3", "conv 3×3", "-", "16", "-", "HS", "2"]
+    assert rows["blocks.3"] == ["56² × 24", "bneck 5×5", "72", "40", "✓", "RE", "2"]
+    assert rows["blocks.12"] == ["14² × 112", "bneck 5×5", "672", "160", "✓", "HS", "2"]
+    assert rows["last"] == ["7² × 160", "conv 1×1", "-", "960", "-", "HS", "1"]
+    assert rows["head"] == ["1² × 960", "pool, conv 1×1", "-", "1280", "-", "HS", "-"]
+    assert rows["classifier"] == ["1² × 1280", "linear", "-", "1000", "-", "-", "-"]
+
+
 def test_activations_are_those_that_timm_publishes():
     """Of its results/model_metadata-in1k.csv, in millions."""
     for table, published in ((arch.LARGE, 4.41), (arch.SMALL, 1.42)):

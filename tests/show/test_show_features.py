@@ -14,7 +14,7 @@ from torchvision.transforms.functional import normalize, to_tensor
 import mnv3
 from mnv3 import arch, show
 from mnv3.pictures import images
-from mnv3.show.feature_maps import compute_activations
+from mnv3.show.feature_maps import compute_activations, most_varied
 from mnv3.show.gradcam import class_index, grad_cam
 from mnv3.show.inputs import inspectable
 
@@ -79,6 +79,12 @@ def test_a_figure_shows_the_activations():
         assert sum(bar.get_height() for bar in bars) == len(gate)
     drawn = [figures.picture(axis) for axis in figure.axes if axis.get_title() == "mean"]
     assert all(np.allclose(a, maps.mean(0)) for a, (_, maps) in zip(drawn, activations.stages, strict=True))
+
+
+def test_channels_that_vary_most_are_shown():
+    maps = torch.tensor([[[1.0, 1.0]], [[0.0, 1.0]], [[9.0, 9.0]], [[-2.0, 2.0]]])  # (C, 1, 2)
+    assert most_varied(maps, 2) == [3, 1]
+    assert len(most_varied(maps, 9)) == 4
 
 
 @pytest.mark.parametrize(
