@@ -155,11 +155,6 @@ class Offset(NamedTuple):
     dy: float
     align: str  # which end of the name is there
 
-    @property
-    def far(self) -> bool:
-        """Whether a line has to lead to the point."""
-        return math.hypot(self.dx, self.dy) > 12
-
 
 def _offsets() -> Iterator[Offset]:
     """Where to try to write a name, the best first."""
@@ -181,8 +176,9 @@ def _write_names(axis: "Axes", named: Sequence[tuple[float, float, str]]) -> Non
 
     def write(x: float, y: float, name: str, offset: Offset) -> tuple[Text, Bbox]:
         """The annotation, and the box of its text alone, without the line to its point."""
+        far = math.hypot(offset.dx, offset.dy) > 12
         line = {"arrowstyle": "-", "lw": 0.5, "color": style.ink(), "shrinkA": 0, "shrinkB": 3}
-        options = {"ha": offset.align, "va": "center", "size": 7, "arrowprops": line if offset.far else None}
+        options = {"ha": offset.align, "va": "center", "size": 7, "arrowprops": line if far else None}
         note = axis.annotate(name, (x, y), (offset.dx, offset.dy), textcoords="offset points", **options)
         note.update_positions(renderer)
         return note, Text.get_window_extent(note, renderer)

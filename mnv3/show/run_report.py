@@ -113,19 +113,16 @@ def report(
         figures = _figures(comparison, "accuracy against cost", min_height=3.6)
         sections.append(Section("Comparison", "comparison", figures=figures))
     sections.append(Section("Recipe", "recipe", summary=RECIPE_FILE, folded_text=results.recipe.to_yaml()))
-    page = (
-        template_environment()
-        .get_template("report.html")
-        .render(
-            title=f"{results.recipe.model} on {Path(results.recipe.data).name}",
-            facts=_facts(results, network),
-            missing=missing,
-            sections=sections,
-            version=__version__,
-            folder=results.folder,
-        )
+    page = template_environment().get_template("report.html")
+    content = page.render(
+        title=f"{results.recipe.model} on {Path(results.recipe.data).name}",
+        facts=_facts(results, network),
+        missing=missing,
+        sections=sections,
+        version=__version__,
+        folder=results.folder,
     )
-    style.write(path, page.encode())
+    style.write(path, content.encode())
     return path
 
 
@@ -173,6 +170,7 @@ def _figures(rows: Sequence[style.Row], alt: str, min_height: float = 0) -> list
 
 
 def _test(results: Results) -> Section:
+    """Confusion matrix, accuracy of every class, and calibration."""
     rows = [confusion_row(results)]
     if results.answers:
         rows.append(calibration_row(results))
@@ -188,13 +186,10 @@ def _network(network: Network) -> Section:
     headings = dict(zip(COLUMNS, COLUMNS, strict=True))
     headings |= {name: heading.replace("\n", " ") for name, (heading, *_) in BARS.items()}
     table = [list(headings.values()), *([cells(row)[name] for name in headings] for row in network.rows)]
-    figures = [
-        _picture(
-            [style.Row(block_height(network, i), [partial(draw_block, network=network, number=i)])],
-            f"block {i} of the network",
-        )
-        for i in blocks_to_draw(network.arch)
-    ]
+    figures = []
+    for i in blocks_to_draw(network.arch):
+        row = style.Row(block_height(network, i), [partial(draw_block, network=network, number=i)])
+        figures.append(_picture([row], f"block {i} of the network"))
     return Section("Network", "network", table=table, note=NOTES[0], figures=figures)
 
 
