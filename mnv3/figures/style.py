@@ -125,7 +125,7 @@ def _check_matplotlib(extra: str) -> None:
 
 @contextmanager
 def _style(dark: bool) -> Iterator[None]:
-    """Settings of matplotlib's for what is drawn, and encoded, within."""
+    """Our settings of matplotlib for all that is drawn and encoded inside of the block."""
     import matplotlib
 
     theme = DARK if dark else LIGHT
@@ -185,7 +185,7 @@ def _encoded(figure: "Figure", kind: str, *, optimize: bool = False) -> bytes:
     """The content of a 'png' file, slower and smaller with `optimize`, or of an 'svg' file."""
     content = io.BytesIO()
     if kind == "svg":
-        figure.savefig(content, format="svg", metadata={"Date": None})
+        figure.savefig(content, format="svg", dpi=DPI, metadata={"Date": None})
         return well_formed(content.getvalue())
     figure.savefig(content, format="png", dpi=DPI, pil_kwargs={"optimize": optimize})
     return content.getvalue()
