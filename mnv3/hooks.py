@@ -10,10 +10,10 @@ Measurement = TypeVar("Measurement")
 
 
 @contextmanager
-def measured(
+def watching(
     modules: Iterable[nn.Module], measure: Callable[[Tensor, Tensor], Measurement]
 ) -> Iterator[dict[nn.Module, Measurement]]:
-    """Measure the input and the output of modules whenever they run inside of the block.
+    """Watch modules: measure what they read and write whenever they run inside of the block.
 
     Args:
         modules: Each reads one tensor and writes one.

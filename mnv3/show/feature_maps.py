@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..arch import Tap, taps
 from ..figures import style
-from ..hooks import measured
+from ..hooks import watching
 from ..layers import SqueezeExcite, evaluating
 from ..model import MobileNetV3
 from .inputs import input_and_view, inspectable
@@ -84,7 +84,7 @@ def compute_activations(picture: str | os.PathLike | Image.Image, model: MobileN
     named = {name: module for name, module in model.named_modules() if isinstance(module, SqueezeExcite)}
     with (
         evaluating(model),
-        measured([se.gate for se in named.values()], lambda _, gate: gate.flatten().float().cpu()) as gates,
+        watching([se.gate for se in named.values()], lambda _, gate: gate.flatten().float().cpu()) as gates,
     ):
         maps = model.forward_intermediates(x, intermediates_only=True)
     stages = [(tap, stage[0].float().cpu()) for tap, stage in zip(taps(model.arch), maps, strict=True)]

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ...hooks import measured
+from ...hooks import watching
 from ...layers import Bottleneck, ConvNormAct, SqueezeExcite, evaluating
 from ..formats import Graph, write_onnx
 
@@ -55,7 +55,7 @@ def _equalise(model: nn.Module, pictures: Tensor) -> None:
         squeeze = [block.se.squeeze] if isinstance(block.se, SqueezeExcite) else []
         pairs.append((block.depthwise, last, [block.project.conv, *squeeze], 0.5))
     pairs = [pair for pair in pairs if isinstance(pair[1], nn.ReLU)]
-    with measured([act for _, act, _, _ in pairs], lambda _, out: out.amax((0, 2, 3))) as peaks:
+    with watching([act for _, act, _, _ in pairs], lambda _, out: out.amax((0, 2, 3))) as peaks:
         model(pictures)
     for source, act, readers, power in pairs:
         scale = (peaks[act] / peaks[act].max().clamp(min=1e-30)) ** power
@@ -76,7 +76,7 @@ def _raise_weights(model: nn.Module, pictures: Tensor) -> None:
     """
     gates = {m.excite for m in model.modules() if isinstance(m, SqueezeExcite)}
     layers = weighted(model).values()
-    with measured(layers, lambda x, out: (x.abs().max(), out.abs().max())) as peaks:
+    with watching(layers, lambda x, out: (x.abs().max(), out.abs().max())) as peaks:
         model(pictures)
     for layer in layers:
         inputs, outputs = (peak.clamp(min=1e-6) for peak in peaks[layer])

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...hooks import measured
+from ...hooks import watching
 from ...layers import Conv2dSame
 from ..formats import save_program
 from .prepare import clip, judge, prepare
@@ -120,7 +120,7 @@ def _plain_convolutions(model: nn.Module, picture: Tensor) -> set[str]:
         The names of those that have become a padding and a convolution.
     """
     same = {name: m for name, m in model.named_modules() if isinstance(m, Conv2dSame)}
-    with torch.no_grad(), measured(same.values(), lambda x, _: x.shape[-2:]) as sides:
+    with torch.no_grad(), watching(same.values(), lambda x, _: x.shape[-2:]) as sides:
         model(picture)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
