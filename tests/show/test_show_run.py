@@ -126,27 +126,26 @@ def test_wilson_by_its_equation():
 
 def test_run_that_is_not_whole(copied):
     """Each file that is missing or damaged is named, and what can be drawn without it."""
+
+    def fault(folder=copied, what=("curves", "confusion")):
+        with pytest.raises(ValueError) as error:  # noqa: PT011
+            read(folder, what=what)
+        return str(error.value)
+
     (copied / "test.json").write_text("[]")
-    with pytest.raises(ValueError, match="not what `mnv3 finetune` writes"):
-        read(copied)
+    assert "not what `mnv3 finetune` writes" in fault()
     (copied / "test.json").unlink()
-    with pytest.raises(ValueError, match="no test.json: there were no test pictures"):
-        read(copied)
+    assert "no test.json: there were no test pictures" in fault()
     (copied / "config.json").unlink()
-    with pytest.raises(ValueError, match=r"is not finished \(2 of 2 epochs\): go on with `mnv3 finetune --resume`"):
-        read(copied)
+    assert "is not finished (2 of 2 epochs): go on with `mnv3 finetune --resume`" in fault()
     assert len(read(copied, what=["curves"]).history) == 2
     (copied / "log.csv").write_text("epoch,lr\n1,many\n")
-    with pytest.raises(ValueError, match="not the log of a training"):
-        read(copied, what=["curves"])
+    assert "not the log of a training" in fault(what=["curves"])
     (copied / "log.csv").unlink()
-    with pytest.raises(ValueError, match="no epoch is done yet"):
-        read(copied)
+    assert "no epoch is done yet" in fault()
     (copied / "recipe.yaml").unlink()
-    with pytest.raises(ValueError, match=r"is no run's folder: it has no recipe.yaml"):
-        read(copied)
-    with pytest.raises(ValueError, match="no such folder"):
-        read(copied / "none")
+    assert "is no run's folder: it has no recipe.yaml" in fault()
+    assert "no such folder" in fault(copied / "none")
 
 
 def test_run_whose_pictures_are_gone(copied, noisy, fails, tmp_path, caplog):
