@@ -35,6 +35,7 @@ from .deploy.seal import unchecked
 from .deploy.timing import repeat
 from .errors import ExportError, choices, names
 from .factory import create_model, load_checkpoint
+from .text import markdown_table
 
 IN_TORCH = ("eager", "fused", "onednn", "compile", "optimize")
 OURS_ONLY = ("fused", "onednn", "optimize")  # of the runtimes
@@ -318,14 +319,13 @@ def markdown(cells: Sequence[Cell]) -> str:
         table = [cell for cell in cells if (cell.threads, cell.batch) == (threads, batch)]
         columns = list(dict.fromkeys(cell.runtime for cell in table))
         parts.append(f"{threads} thread{'s' * (threads > 1)}, batch {batch}:\n")
-        parts.append(f"| model | MACs / M | {' | '.join(columns)} |\n| --- | ---: |{' ---: |' * len(columns)}")
+        rows = [("model", "MACs / M", *columns)]
         for name in dict.fromkeys(cell.model for cell in table):
             row = {cell.runtime: cell for cell in table if cell.model == name}
             numbers = [f"{c.ms:.2f} ({c.ratio:.2f})" if (c := row.get(column)) else "-" for column in columns]
             macs = next(iter(row.values())).macs
-            parts.append(f"| {name} | {macs / 1e6:.1f} | " if macs else f"| {name} | - | ")
-            parts[-1] += " | ".join(numbers) + " |"
-        parts.append("")
+            rows.append((name, f"{macs / 1e6:.1f}" if macs else "-", *numbers))
+        parts.append(markdown_table(rows, "<>" + ">" * len(columns)) + "\n")
     return "\n".join(parts)
 
 

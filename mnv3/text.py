@@ -4,9 +4,9 @@ Whoever names a class can write escape sequences for a terminal, markup for a pa
 So every such text passes through one of these where it leaves.
 """
 
-import html as _html
 import re
 import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 
 JOINERS = "\u200c\u200d"  # of Persian, Hindi and emoji; all other invisible characters can hide or turn text
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
@@ -25,14 +25,39 @@ def drawable(text: object) -> str:
     return "".join(c if _printable(c) else UNKNOWN for c in str(text))
 
 
-def html(text: object) -> str:
-    """For a page or an attribute on it. Lines stay."""
-    return _html.escape("".join(c if _printable(c) or c in "\n\t" else UNKNOWN for c in str(text)))
+def printable(text: object) -> str:
+    """For a template of a page, which escapes markup itself. Lines stay."""
+    return "".join(c if _printable(c) or c in "\n\t" else UNKNOWN for c in str(text))
 
 
 def markdown(text: object) -> str:
     """For a paragraph or a cell of a table in Markdown."""
     return AT_THE_START.sub(r"\1\\\2", MARKUP.sub(r"\\\1", drawable(text)))
+
+
+def aligned_columns(rows: Iterable[Sequence[object]], align: str) -> Iterator[str]:
+    """The lines of a table for a terminal.
+
+    Args:
+        rows: The heading, if any, and all others, alike long.
+        align: '<' or '>' for each column.
+    """
+    rows = [[terminal(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, align, widths, strict=True)).rstrip()
+
+
+def markdown_table(rows: Iterable[Sequence[object]], align: str) -> str:
+    """A table in Markdown.
+
+    Args:
+        rows: The heading and all others, alike long; their text is Markdown already.
+        align: '<' or '>' for each column.
+    """
+    heading, *others = (f"| {' | '.join(map(str, row))} |" for row in rows)
+    rule = f"| {' | '.join('---:' if side == '>' else '---' for side in align)} |"
+    return "\n".join((heading, rule, *others))
 
 
 def well_formed(content: bytes) -> bytes:

@@ -11,7 +11,7 @@ from conftest import ROOT
 
 import mnv3
 
-STANDARD_LIBRARY_ONLY = {"text", "version", "errors", "arch", "catalog", "files.atomic"}
+STANDARD_LIBRARY_ONLY = {"text", "version", "errors", "arch", "catalog", "table", "files.atomic"}
 HEAVY = {
     "torchvision.models",
     "tqdm",

@@ -3,6 +3,7 @@
 import io
 import json
 import unicodedata
+from functools import partial
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -15,6 +16,7 @@ from mnv3 import text
 from mnv3.catalog import find
 from mnv3.errors import one_line
 from mnv3.hub import cards
+from mnv3.show.run_report import template_environment
 
 GOOD = ["airplane", "naïve café", "山水 画", "نیم‌فاصله", "👩‍👩‍👧", "a-b_c.d (1)", "50 % + 3"]
 BAD = [
@@ -55,7 +57,7 @@ def test_terminal(name):
 
 @pytest.mark.parametrize("name", GOOD)
 def test_good_names_are_as_they_are(name):
-    assert text.terminal(name) == text.drawable(name) == text.html(name) == name
+    assert text.terminal(name) == text.drawable(name) == text.printable(name) == name
 
 
 def test_what_was_there_can_be_told():
@@ -72,7 +74,7 @@ def test_markdown(name):
         (paragraph,) = [token for token in reader.parse(source) if token.type == "inline"]
         assert {child.type for child in paragraph.children} <= {"text", "softbreak", "text_special"}
         assert text.drawable(name).strip() in "".join(child.content for child in paragraph.children)
-    table = cards.table([("class", "top-1"), (text.markdown(name), "1.0")], "<>")
+    table = text.markdown_table([("class", "top-1"), (text.markdown(name), "1.0")], "<>")
     cells = [token for token in reader.parse(table) if token.type == "inline"]
     assert len(cells) == 4
     assert "".join(child.content for child in cells[2].children).strip() == text.drawable(name).strip()
@@ -85,7 +87,8 @@ def test_html(name):
     reader.handle_data = seen.append
     reader.handle_starttag = lambda tag, attributes: tags.append((tag, attributes))
     reader.handle_comment = reader.handle_decl = reader.unknown_decl = lambda data: pytest.fail(data)
-    reader.feed(f'<p title="{text.html(name)}">{text.html(name)}</p>')
+    template = template_environment().from_string('<p title="{{ name }}">{{ name }}</p>')
+    reader.feed(template.render(name=name))
     reader.close()
     ((tag, ((_, title),)),) = tags
     assert (tag, "".join(seen)) == ("p", title)
@@ -96,18 +99,11 @@ def test_html(name):
 def test_pictures(tmp_path):
     """SVGs are well-formed, and no class ends in an error of matplotlib."""
     pytest.importorskip("matplotlib")
-    from mnv3.figures import panels, style
+    from mnv3.figures import charts, style
 
-    count = len(BAD)
-    matrix = torch.eye(count, dtype=torch.int).tolist()
+    draw = partial(charts.draw_confusion, matrix=torch.eye(len(BAD), dtype=torch.int).tolist(), classes=BAD)
     for ending in style.ENDINGS:
-        with style.page(tmp_path / f"x{ending}"):
-
-            def draw(place):
-                panels.confusion(place.subplots(), matrix, BAD)
-
-            figure = style.sheet([(4.0, [draw])], title=BAD[7])
-            style.finish(figure, tmp_path / f"x{ending}")
+        style.figure([style.Row(4.0, [draw])], title=BAD[7], path=tmp_path / f"x{ending}")
     ElementTree.parse(tmp_path / "x.svg")
     assert text.well_formed("<a>\x1b\x00é</a>".encode()) == "<a>\ufffd\ufffdé</a>".encode()
 

@@ -1,11 +1,9 @@
-"""What several commands share: arguments, models by name, tables."""
+"""What several commands share: arguments, models by name."""
 
 import argparse
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-from ..text import terminal
 
 Command = Callable[..., argparse.ArgumentParser]
 DEFAULT_MODEL = "mnv3_small_cifar.cifar10"  # its weights ship with mnv3
@@ -31,11 +29,3 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
     return value
-
-
-def columns(rows: Iterable[Sequence[object]], align: str) -> Iterator[str]:
-    """Rows as columns, each '<' or '>' aligned."""
-    rows = [[terminal(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        yield "  ".join(f"{cell:{a}{w}}" for cell, a, w in zip(row, align, widths, strict=True)).rstrip()

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from .. import arch, catalog
 from ..errors import one_line
-from ..text import terminal
-from .arguments import DEFAULT_MODEL, Command, columns, positive
+from ..table import table_rows
+from ..text import aligned_columns, markdown_table, terminal
+from .arguments import DEFAULT_MODEL, Command, positive
 
 
 def add_commands(command: Command) -> None:
@@ -77,11 +78,9 @@ def list_models(args: argparse.Namespace) -> int:
         top1 = f"{e['top1']:.3f}" if e["top1"] else "-"
         rows.append((e["name"], *numbers, top1, e["source"] or "-", e["license"] or "-"))
     if args.markdown:
-        from ..hub.cards import table
-
-        print(table(rows, "<>>>>><<"))
+        print(markdown_table(rows, "<>>>>><<"))
     else:
-        print("\n".join(columns((row[:-1] for row in rows), "<>>>>><")))
+        print("\n".join(aligned_columns((row[:-1] for row in rows), "<>>>>><")))
     return 0
 
 
@@ -92,32 +91,22 @@ def info(args: argparse.Namespace) -> int:
     table, size = variant.arch, args.size or variant.size
     num_classes = catalog.find(name, tag).num_classes if tag else variant.num_classes
     print(f"{name}: width {variant.width:g}, {'TensorFlow' if variant.pad_type else 'symmetric'} padding, {size} px\n")
-    operators = {
-        "stem": ("conv2d, 3x3", "-", "-", table.act, table.stem_stride),
-        "last": ("conv2d, 1x1", "-", "-", table.act, 1),
-        "head": ("pool, conv2d, 1x1", "-", "-", table.act, "-"),
-        "classifier": ("linear", "-", "-", "-", "-"),
-    }
-    for i, row in enumerate(table.rows):
-        operator = f"bneck, {row.kernel}x{row.kernel}"
-        operators[f"blocks.{i}"] = (operator, row.exp, "SE" if row.se else "-", row.act, row.stride)
     rows = [("part", "input", "operator", "exp", "out", "SE", "NL", "s", "params", "MACs")]
-    channels = 3
-    costs = list(arch.costs(table, size=size, num_classes=num_classes))
-    for cost in costs:
-        operator, exp, se, act, stride = operators[cost.part]
-        shape, numbers = f"{cost.size}^2 x {channels}", (f"{cost.params:,}", f"{cost.macs:,}")
-        rows.append((cost.part, shape, operator, exp, cost.channels, se, act, stride, *numbers))
-        channels = cost.channels
+    costs = []
+    for row in table_rows(table, size=size, num_classes=num_classes):
+        cost, operator = row.cost, f"{row.operator}, {row.kernel}x{row.kernel}" if row.kernel else row.operator
+        columns = (operator, row.exp or "-", cost.channels, "SE" if row.se else "-", row.act or "-", row.stride or "-")
+        rows.append((cost.part, f"{cost.size}^2 x {row.in_chans}", *columns, f"{cost.params:,}", f"{cost.macs:,}"))
+        costs.append(cost)
     total = (f"{sum(c.params for c in costs):,}", f"{sum(c.macs for c in costs):,}")
     rows.append(("total", "", "", "", "", "", "", "", *total))
-    print("\n".join(columns(rows, "<><>><<>>>")))
+    print("\n".join(aligned_columns(rows, "<><>><<>>>")))
     features = (f"{tap.module} ({tap.channels} channels, stride {tap.reduction})" for tap in arch.taps(table))
     print("\nfeatures:", ", ".join(features))
     records = catalog.checkpoints(name)
     print("weights:" if records else "weights: none published")
     rows = [(r.name, f"top-1 {r.top1} %" if r.top1 else "", r.repo or r.url, r.license) for r in records]
-    for line in columns(rows, "<<<<"):
+    for line in aligned_columns(rows, "<<<<"):
         print(f"  {line}")
     return 0
 

@@ -3,9 +3,13 @@
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from .arguments import DEFAULT_MODEL, MODEL_HELP, Command, model_of, positive
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch.nn import Module
 
 
 def add_commands(command: Command) -> None:
@@ -15,8 +19,9 @@ def add_commands(command: Command) -> None:
     )
     views = show.add_subparsers(dest="view", required=True, metavar="WHAT")
 
-    def view(name: str, help: str, file: str) -> argparse.ArgumentParser:
+    def view(name: str, draw: Callable[[argparse.Namespace], Path], help: str, file: str) -> argparse.ArgumentParser:
         sub = views.add_parser(name, help=help, description=help)
+        sub.set_defaults(draw=draw)
         sub.add_argument("-o", "--out", metavar="FILE", type=Path, help=f"a .png or .svg to write ({file})")
         sub.add_argument("--dark", action="store_true", help="on black")
         # The command has it too, and its value is not to be lost.
@@ -25,22 +30,27 @@ def add_commands(command: Command) -> None:
         )
         return sub
 
-    sub = view("arch", "Draw the table of a network, what every row costs, and its blocks.", "ARCH.png")
+    sub = view("arch", draw_arch, "Draw the table of a network, what every row costs, and its blocks.", "ARCH.png")
     sub.add_argument("model", metavar="ARCH[.TAG]|FOLDER", help="a name of `mnv3 list`, or a weights folder")
     sub.add_argument("--size", type=positive, metavar="PX", help="pixels along a side (those that it is for)")
     sub.add_argument(
         "--block", type=int, metavar="N", help="draw this block, from 0 (a whole one, and one that halves)"
     )
 
-    sub = view("features", "Draw the feature maps and squeeze-and-excite gates for a picture.", "PICTURE.features.png")
+    sub = view(
+        "features",
+        draw_features,
+        "Draw the feature maps and squeeze-and-excite gates for a picture.",
+        "PICTURE.features.png",
+    )
     _add_picture(sub)
     sub.add_argument("--what", choices=("maps", "gates"), help="one of the two (both)")
 
-    sub = view("why", "Draw where a model sees a class in a picture (Grad-CAM).", "PICTURE.why.png")
+    sub = view("why", draw_why, "Draw where a model sees a class in a picture (Grad-CAM).", "PICTURE.why.png")
     _add_picture(sub)
     sub.add_argument("--class", dest="class_", metavar="C", help="name or index (the most likely one)")
 
-    sub = view("run", "Draw a training and its tests.", "RUN.png")
+    sub = view("run", draw_run, "Draw a training and its tests.", "RUN.png")
     _add_run(sub)
     sub.add_argument(
         "--what",
@@ -49,7 +59,7 @@ def add_commands(command: Command) -> None:
         help="curves, confusion, calibration, mistakes (all)",
     )
 
-    sub = view("compare", "Draw accuracy against MACs and latency, and an ablation.", "compare.png")
+    sub = view("compare", draw_compare, "Draw accuracy against MACs and latency, and an ablation.", "compare.png")
     sub.add_argument("models", nargs="+", metavar="MODEL", help=COMPARED)
     sub.add_argument("--bench", metavar="FILE", type=Path, help="latencies of `mnv3 bench --json` (measured now)")
     sub.add_argument("--no-latency", dest="latency", action="store_false", help="against MACs alone")
@@ -85,68 +95,68 @@ def _add_run(sub: argparse.ArgumentParser) -> None:
 
 def run_show(args: argparse.Namespace) -> int:
     """`mnv3 show WHAT`."""
-    file, draw, first, options = VIEWS[args.view](args)
-    file = args.out or Path(file)
-    draw(*first, **options, path=file, dark=args.dark)
+    file = args.draw(args)
     print(f"wrote {file}")
     return 0
 
 
-View = tuple[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]]  # a file, a function, and its arguments
-
-
-def _arch(args: argparse.Namespace) -> View:
+def draw_arch(args: argparse.Namespace) -> Path:
+    """`mnv3 show arch`."""
     from .. import show
     from ..factory import load_checkpoint
 
     folder = Path(args.model)
     model = load_checkpoint(folder) if folder.is_dir() else args.model
-    return f"{folder.name}.png", show.arch, (model,), {"size": args.size, "block": args.block}
+    file = args.out or Path(f"{folder.name}.png")
+    show.arch(model, size=args.size, block=args.block, path=file, dark=args.dark)
+    return file
 
 
-def _features(args: argparse.Namespace) -> View:
+def draw_features(args: argparse.Namespace) -> Path:
+    """`mnv3 show features`."""
     from .. import show
 
-    return f"{Path(args.picture).stem}.features.png", show.features, _picture(args), {"what": args.what}
+    file = args.out or Path(f"{Path(args.picture).stem}.features.png")
+    show.features(*_picture_and_model(args, file), what=args.what, path=file, dark=args.dark)
+    return file
 
 
-def _why(args: argparse.Namespace) -> View:
+def draw_why(args: argparse.Namespace) -> Path:
+    """`mnv3 show why`."""
     from .. import show
 
-    return f"{Path(args.picture).stem}.why.png", show.why, _picture(args), {"class_": args.class_}
+    file = args.out or Path(f"{Path(args.picture).stem}.why.png")
+    show.why(*_picture_and_model(args, file), class_=args.class_, path=file, dark=args.dark)
+    return file
 
 
-def _picture(args: argparse.Namespace) -> tuple[Any, Any]:
-    """The picture, which is looked at first, as weights may have to be fetched; and the model."""
+def _picture_and_model(args: argparse.Namespace, file: Path) -> tuple["Image", "Module"]:
+    """What is drawn into a file; weights may have to be fetched, so all else is looked at first."""
     from ..figures import style
     from ..pictures import images
 
-    if args.out:
-        style.check(args.out, style.ENDINGS)
+    style.check(file)
     return images.load(args.picture), model_of(args.model, args.arch)
 
 
-def _run(args: argparse.Namespace) -> View:
+def draw_run(args: argparse.Namespace) -> Path:
+    """`mnv3 show run`."""
     from .. import show
 
-    options = {"what": args.what.split(","), "data": args.data, "data_dir": args.data_dir}
-    return f"{args.folder.resolve().name}.png", show.run, (args.folder,), options
+    file = args.out or Path(f"{args.folder.resolve().name}.png")
+    options = {"data": args.data, "data_dir": args.data_dir}
+    show.run(args.folder, what=args.what.split(","), **options, path=file, dark=args.dark)
+    return file
 
 
-def _compare(args: argparse.Namespace) -> View:
+def draw_compare(args: argparse.Namespace) -> Path:
+    """`mnv3 show compare`."""
     from .. import show
 
+    file = args.out or Path("compare.png")
     options = {name: getattr(args, name) for name in ("bench", "latency", "runtime", "seconds")}
-    return "compare.png", show.compare, (args.models,), options
-
-
-VIEWS: dict[str, Callable[[argparse.Namespace], View]] = {
-    "arch": _arch,
-    "features": _features,
-    "why": _why,
-    "run": _run,
-    "compare": _compare,
-}
+    show.compare(args.models, **options, path=file, dark=args.dark)
+    return file
 
 
 def run_report(args: argparse.Namespace) -> int:

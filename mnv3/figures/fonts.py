@@ -2,7 +2,10 @@
 
 import functools
 import logging
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 logger = logging.getLogger(__name__)
 OWN = "DejaVu Sans"  # matplotlib's: Latin, Greek, Cyrillic, Arabic, Hebrew and some more
@@ -21,7 +24,7 @@ SHOWN = 5
 _said: set[str] = set()
 
 
-def fit(figure: Any) -> None:
+def fit(figure: "Figure") -> None:
     """Give texts a font for the characters that ours lacks; a log line where none that is installed has them."""
     from matplotlib.text import Text
 
@@ -29,9 +32,9 @@ def fit(figure: Any) -> None:
     lacking = {text: characters for text, characters in lacking.items() if characters}
     missing, families = set().union(*lacking.values()), []
     for name in _families() if missing else ():
-        if found := missing & _characters(name):
+        if missing & _characters(name):
             families.append(name)
-            missing -= found
+            missing -= _characters(name)
     for text in lacking:
         text.set_fontfamily([OWN, *families])
     if new := missing - _said:
@@ -57,13 +60,13 @@ def _families() -> list[str]:
                 manager.addfont(path)
             except Exception:  # a font that FreeType cannot open, of which there are all sorts
                 continue
-    there = {font.name for font in manager.ttflist if not any(word in font.name for word in UNFIT)}
-    return [name for name in PREFERRED if name in there] + sorted(there - {OWN, *PREFERRED})
+    installed = {font.name for font in manager.ttflist if not any(word in font.name for word in UNFIT)}
+    return [name for name in PREFERRED if name in installed] + sorted(installed - {OWN, *PREFERRED})
 
 
 @functools.cache
 def _characters(name: str) -> frozenset[str]:
-    """What a font has."""
+    """The characters of an installed font; none if it cannot be read."""
     from matplotlib import font_manager
 
     try:

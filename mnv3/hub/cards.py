@@ -8,7 +8,7 @@ catalog.py, and `mnv3 push` refuses a folder whose card is another than the one 
 import dataclasses
 import os
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from ..arch import VARIANTS, count_macs, count_params
 from ..catalog import CATALOG, ORG, WEIGHTS_FILE, Checkpoint
 from ..errors import WeightsError
 from ..pictures.evaluate import Metrics
-from ..text import markdown
+from ..text import markdown, markdown_table
 from ..train import recipe as recipes
 from ..train.run_folder import LOG_FILE, MACHINE_KEYS, RECIPE_FILE, TEST_FILE
 from ..version import __version__
@@ -94,7 +94,7 @@ how it was trained: recipe.yaml, log.csv, test.json. mnv3, timm and torch.hub fi
 file only if its SHA-256 is the one in `mnv3/catalog.py`. All other checkpoints that `mnv3 list --pretrained` shows are
 fetched from where their authors published them.
 
-{table(rows, "<><>>>><")}
+{markdown_table(rows, "<><>>>><")}
 
 `mnv3 card` writes this page and the model cards, `mnv3 verify` checks the folders, `mnv3 push --all` publishes them.
 `python benchmarks/cifar10.py --data cifar10 --data-dir data` measures them again on all test pictures.
@@ -107,13 +107,6 @@ def shipped(weights: str | os.PathLike) -> Iterator[tuple[Checkpoint, Path]]:
         folder = Path(weights) / record.name
         if record.ours and (folder / WEIGHTS_FILE).is_file():
             yield record, folder
-
-
-def table(rows: Sequence[Sequence[object]], align: str) -> str:
-    """Rows, the first of which is the heading, as a Markdown table with each column '<' or '>' aligned."""
-    heading, *others = (f"| {' | '.join(map(str, row))} |" for row in rows)
-    rule = f"| {' | '.join('---:' if a == '>' else '---' for a in align)} |"
-    return "\n".join((heading, rule, *others))
 
 
 def _fill(text: str) -> str:
@@ -187,7 +180,7 @@ def _figures(record: Checkpoint, metrics: Metrics | None) -> Iterator[str]:
         worst = sorted(metrics.per_class.items(), key=lambda item: item[1])[:2]
         rows += [("lowest by class", ", ".join(f"{markdown(name)} {value:.1f} %" for name, value in worst))]
     rows += [("parameters", f"{params} M"), (f"MACs at {size} px", f"{macs} M")]
-    yield table(rows, "<<")
+    yield markdown_table(rows, "<<")
     yield f"Measured by `{record.measured}`."
     if record.label_names:
         yield _fill(f"Classes: {', '.join(map(markdown, record.label_names))}.")

@@ -1,29 +1,37 @@
 """Whether a model is right as often as it says: reliability diagram and expected calibration error."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
 from ..figures import style
 
+if TYPE_CHECKING:
+    from matplotlib.figure import SubFigure
+
 BINS = 15
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """By bin of the probability of the answer, all of one width; shares are NaN where no picture falls."""
+    """Pictures in bins of one width by the probability of the model's answer; NaN where a bin has none."""
 
-    count: np.ndarray  # pictures
-    confidence: np.ndarray  # mean probability of the answer
-    accuracy: np.ndarray  # share of right answers
+    count: np.ndarray  # (bins,) pictures
+    confidence: np.ndarray  # (bins,) mean probability of the answer
+    accuracy: np.ndarray  # (bins,) share of right answers
     ece: float  # expected calibration error, from 0 to 1
 
     @property
-    def edges(self) -> np.ndarray:
-        """Of the bins."""
-        return np.linspace(0, 1, len(self.count) + 1)
+    def width(self) -> float:
+        """The width of a bin."""
+        return 1 / len(self.count)
+
+    @property
+    def centres(self) -> np.ndarray:
+        """The middle of every bin, (bins,)."""
+        return (np.arange(len(self.count)) + 0.5) * self.width
 
 
 def calibration(probs: Tensor, labels: Tensor, bins: int = BINS) -> Calibration:
@@ -34,40 +42,42 @@ def calibration(probs: Tensor, labels: Tensor, bins: int = BINS) -> Calibration:
         labels: (N,).
         bins: How many; a probability of exactly an edge belongs to the bin below, as in the paper.
     """
-    sure, answer = (found.numpy() for found in probs.double().max(1))
+    confidence, answer = (column.numpy() for column in probs.double().max(1))
     right = answer == labels.numpy()
-    place = np.clip(np.ceil(sure * bins).astype(int) - 1, 0, bins - 1)
-    count, hits, total = (np.bincount(place, weights, minlength=bins) for weights in (None, right, sure))
+    bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    count = np.bincount(bin_of, minlength=bins)
+    hits, total = (np.bincount(bin_of, weights, minlength=bins) for weights in (right, confidence))
     with np.errstate(invalid="ignore"):
-        accuracy, confidence = hits / count, total / count
-    return Calibration(count, confidence, accuracy, float(np.abs(hits - total).sum() / len(sure)))
+        return Calibration(count, total / count, hits / count, float(np.abs(hits - total).sum() / len(labels)))
 
 
-def draw_reliability(place: Any, found: Calibration) -> None:
-    """Accuracy over probability, and what is missing to the diagonal."""
-    axis, width = place.subplots(), 1 / len(found.count)
+def draw_reliability(subfigure: "SubFigure", calibration: Calibration) -> None:
+    """Draw the accuracy of every bin, and what is missing to its probability."""
+    axis = subfigure.subplots()
     blue, orange, *_ = style.colours()
-    there = found.count > 0
-    middles = (found.edges[:-1] + width / 2)[there]
-    accuracy, gap = found.accuracy[there], (found.confidence - found.accuracy)[there]
-    axis.bar(middles, accuracy, 0.9 * width, color=blue, label="right")
-    axis.bar(middles, gap, 0.9 * width, accuracy, facecolor="none", edgecolor=orange, hatch="////", label="difference")
+    filled = calibration.count > 0
+    centres, accuracy = calibration.centres[filled], calibration.accuracy[filled]
+    gap, width = calibration.confidence[filled] - accuracy, 0.9 * calibration.width
+    axis.bar(centres, accuracy, width, color=blue, label="right")
+    axis.bar(centres, gap, width, accuracy, facecolor="none", edgecolor=orange, hatch="////", label="difference")
     axis.plot((0, 1), (0, 1), "--", color=style.ink(), lw=1)
     axis.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability of the answer", ylabel="share of right answers")
-    axis.set_title(f"calibration: ECE {100 * found.ece:.1f} %", size=9)
+    axis.set_title(f"calibration: ECE {100 * calibration.ece:.1f} %", size=9)
     axis.set_aspect("equal", adjustable="box")
     axis.legend(loc="upper left")
     axis.grid()
 
 
-def draw_counts(place: Any, found: Calibration) -> None:
-    """How many pictures have an answer of which probability, and the two means."""
-    axis, width, all_of_them = place.subplots(), 1 / len(found.count), found.count.sum()
+def draw_counts(subfigure: "SubFigure", calibration: Calibration) -> None:
+    """Draw how many pictures are in every bin, the mean probability and the accuracy."""
+    axis = subfigure.subplots()
     blue, orange, *_ = style.colours()
-    axis.bar(found.edges[:-1] + width / 2, found.count, 0.9 * width, color=blue)
-    sure, right = (np.nansum(share * found.count) / all_of_them for share in (found.confidence, found.accuracy))
-    axis.axvline(sure, color=orange, label=f"mean probability {100 * sure:.1f} %")
-    axis.axvline(right, color=style.ink(), ls=":", label=f"right {100 * right:.1f} %")
+    count = calibration.count
+    axis.bar(calibration.centres, count, 0.9 * calibration.width, color=blue)
+    shares = (calibration.confidence, calibration.accuracy)
+    confidence, accuracy = (np.nansum(share * count) / count.sum() for share in shares)
+    axis.axvline(confidence, color=orange, label=f"mean probability {100 * confidence:.1f} %")
+    axis.axvline(accuracy, color=style.ink(), ls=":", label=f"right {100 * accuracy:.1f} %")
     axis.set(xlim=(0, 1), xlabel="probability of the answer", ylabel="pictures")
     axis.legend(loc="upper left")
     axis.grid(axis="y")

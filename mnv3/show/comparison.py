@@ -1,20 +1,41 @@
-"""Accuracy against cost for several models, and what an ablation found."""
+"""Accuracy against cost for several models, and the results of an ablation."""
 
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..figures import style
 from ..text import drawable
 from .points import LIBRARIES, Point, check_data, measure, points_of, read_bench
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+
 ABLATION_FILE = "ablation.json"
 MARKERS = dict(zip(LIBRARIES, "osD^", strict=True))
-BESIDE = 8  # models whose names have room in two pictures side by side
+MAX_SIDE_BY_SIDE = 8  # models whose names have room in two panels side by side
+VARIANTS_IN_WORDS = {
+    "none": "neither",
+    "se": "squeeze-and-excite",
+    "hs": "h-swish",
+    "both": "both (the paper's)",
+    "se-first": "both, SE before\nthe activation",
+}
+
+
+class VariantResult(NamedTuple):
+    """A variant of an ablation."""
+
+    variant: str
+    top1: list[float]  # per cent, of each seed
+    mean: float
+    sd: float  # 0 for a single seed
+    latency_ms: float  # of one picture
 
 
 def compare(
@@ -26,7 +47,7 @@ def compare(
     seconds: float = 1.0,
     path: str | os.PathLike | None = None,
     dark: bool = False,
-) -> Any:
+) -> "Figure":
     """Draw accuracy against MACs and against latency; and an ablation, mean and standard deviation over its seeds.
 
     Args:
@@ -46,9 +67,9 @@ def compare(
     Raises:
         ValueError: Unknown models, no accuracy of one, accuracies on different pictures, or a file that says nothing.
     """
-    with style.page(path, dark=dark):
-        points, tables = collect(models, bench=bench, latency=latency, runtime=runtime, seconds=seconds)
-        return style.finish(style.sheet([*rows_of(points), *map(ablation_row, tables)]), path)
+    style.check(path)
+    points, ablations = collect(models, bench=bench, latency=latency, runtime=runtime, seconds=seconds)
+    return style.figure([*point_rows(points), *map(ablation_row, ablations)], path=path, dark=dark)
 
 
 def collect(
@@ -58,11 +79,15 @@ def collect(
     latency: bool = True,
     runtime: str = "eager",
     seconds: float = 1.0,
-) -> tuple[list[Point], list[list[dict[str, Any]]]]:
-    """The points and ablations that `compare` draws; arguments and errors are its own."""
-    tables = [read_ablation(file) for name in models if (file := _ablation_file(name))]
-    points = [p for name in models if not _ablation_file(name) for p in points_of(name)]
-    if not points and not tables:
+) -> tuple[list[Point], list[list[VariantResult]]]:
+    """The points and ablations that `compare` draws; arguments and errors are those of `compare`."""
+    points, ablations = [], []
+    for name in models:
+        if file := _ablation_file(name):
+            ablations.append(read_ablation(file))
+        else:
+            points += points_of(name)
+    if not points and not ablations:
         raise ValueError("nothing to compare: give models, runs or a folder of `mnv3 ablate`")
     check_data(points)
     if latency and (figures := [p.name for p in points if p.library == "published"]):
@@ -71,76 +96,105 @@ def collect(
         )
     if latency and points:
         points = read_bench(points, Path(bench), runtime) if bench else measure(points, runtime, seconds)
-    return points, tables
+    return points, ablations
 
 
-def rows_of(points: Sequence[Point]) -> list[style.Row]:
+def point_rows(points: Sequence[Point]) -> list[style.Row]:
     """Top-1 against MACs, and against latency where it is known."""
     if not points:
         return []
-    parts = [partial(draw_points, points=points, key="macs")]
-    if all(p.ms for p in points):
-        parts.append(partial(draw_points, points=points, key="ms"))
-    return [(4.0, parts)] if len(points) <= BESIDE else [(4.5, [part]) for part in parts]
+    sizes = {point.size for point in points}
+    macs_label = "MACs / M" if len(sizes) > 1 else f"MACs / M at {points[0].size} px"
+    macs, times = [point.macs / 1e6 for point in points], [point.ms for point in points]
+    panels = [partial(draw_points, points=points, costs=macs, label=macs_label)]
+    if all(times):
+        label = "latency of one picture / ms, 1 thread"
+        panels.append(partial(draw_points, points=points, costs=times, label=label))
+    if len(points) <= MAX_SIDE_BY_SIDE:
+        return [style.Row(4.0, panels)]
+    return [style.Row(4.5, [panel]) for panel in panels]
 
 
-def draw_points(place: Any, points: Sequence[Point], key: str) -> Callable[[], None]:
-    """Every model as a point; returns what gives them their names when the axis has its place."""
+def draw_points(
+    subfigure: "SubFigure", points: Sequence[Point], costs: Sequence[float], label: str
+) -> Callable[[], None]:
+    """Draw the top-1 of every model over its cost.
 
-    def cost(p: Point) -> float:
-        return p.macs / 1e6 if key == "macs" else p.ms
+    Args:
+        subfigure: Where.
+        points: The models.
+        costs: Of each.
+        label: What the costs are, and their unit.
 
-    axis = place.subplots()
+    Returns:
+        A function that writes the names beside the points, to be called when the layout is known.
+    """
+    axis = subfigure.subplots()
+    libraries = [point.library for point in points]
     for library, colour in zip(LIBRARIES, style.colours(), strict=False):
-        mine = [p for p in points if p.library == library]
-        if mine:
-            places = [cost(p) for p in mine], [p.top1 for p in mine]
-            axis.scatter(*places, 36, color=colour, marker=MARKERS[library], label=library, zorder=3)
-    label = {"macs": f"MACs / M at {points[0].size} px", "ms": "latency of one picture / ms, 1 thread"}[key]
-    label = "MACs / M" if key == "macs" and len({p.size for p in points}) > 1 else label
-    data = next((p.data for p in points if p.data), None)
-    costs = [cost(p) for p in points]
-    axis.set(
-        xscale="log" if max(costs) > 4 * min(costs) else "linear",
-        xlabel=label,
-        ylabel=f"top-1 / %{f' ({data})' if data else ''}",
-    )
+        if library in libraries:
+            theirs = [(cost, p.top1) for p, cost in zip(points, costs, strict=True) if p.library == library]
+            axis.scatter(*zip(*theirs, strict=True), 36, color=colour, marker=MARKERS[library], label=library, zorder=3)
+    data = next((f" ({point.data})" for point in points if point.data), "")
+    axis.set(xscale="log" if max(costs) > 4 * min(costs) else "linear", xlabel=label, ylabel=f"top-1 / %{data}")
     axis.margins(0.18, 0.12)
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
     axis.tick_params(axis="x", which="both", labelsize=8)
     axis.grid(which="both")
-    if len({p.library for p in points}) > 1:
+    if len(set(libraries)) > 1:
         axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
-    return partial(_label, axis, [(cost(p), p.top1, drawable(p.name)) for p in points])
+    named = [(cost, p.top1, drawable(p.name)) for p, cost in zip(points, costs, strict=True)]
+    return partial(_write_names, axis, named)
 
 
-def _label(axis: Any, texts: Sequence[tuple[float, float, str]]) -> None:
-    """A name beside every point, where it hides neither a point nor another name."""
+class Offset(NamedTuple):
+    """Where a name stands from its point."""
+
+    dx: float  # typographic points
+    dy: float
+    align: str  # which end of the name is there
+
+
+def _offsets() -> Iterator[Offset]:
+    """Where to try to write a name, the best first."""
+    yield from (Offset(8, 0, "left"), Offset(-8, 0, "right"), Offset(0, 9, "center"), Offset(0, -9, "center"))
+    for dx in (8, 30, 60, 100):
+        for dy in (0, 11, -11, 22, -22, 33, -33, 44, -44):
+            yield from (Offset(dx, dy, "left"), Offset(-dx, dy, "right"))
+
+
+def _write_names(axis: "Axes", named: Sequence[tuple[float, float, str]]) -> None:
+    """Write a name beside every point (x, y, name), where it hides neither a point nor another name if possible."""
     from matplotlib.text import Text
     from matplotlib.transforms import Bbox
 
     renderer = axis.get_figure(root=True).canvas.get_renderer()
-    dots = axis.transData.transform([(x, y) for x, y, _ in texts])
-    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in dots]
     frame = axis.get_window_extent(renderer)
-    sides = [(8, 0, "left"), (-8, 0, "right"), (0, 9, "center"), (0, -9, "center")]
-    far = ((dx, dy) for dx in (8, 30, 60, 100) for dy in (0, 11, -11, 22, -22, 33, -33, 44, -44))
-    sides += [(sign * dx, dy, side) for dx, dy in far for sign, side in ((1, "left"), (-1, "right"))]
-    for x, y, name in sorted(texts, key=lambda text: -text[1]):
-        for dx, dy, side in sides:
-            line = {"arrowstyle": "-", "lw": 0.5, "color": style.ink(), "shrinkA": 0, "shrinkB": 3}
-            options = {"ha": side, "va": "center", "size": 7, "arrowprops": line if math.hypot(dx, dy) > 12 else None}
-            note = axis.annotate(name, (x, y), (dx, dy), textcoords="offset points", **options)
-            note.update_positions(renderer)
-            box = Text.get_window_extent(note, renderer)  # without the line to its point
-            inside = frame.x0 < box.x0 and box.x1 < frame.x1 and frame.y0 < box.y0 and box.y1 < frame.y1
-            if inside and not any(box.overlaps(other) for other in taken):
+    dots = axis.transData.transform([(x, y) for x, y, _ in named])
+    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in dots]
+
+    def write(x: float, y: float, name: str, offset: Offset) -> tuple[Text, Bbox]:
+        """The annotation, and the box of its text alone, without the line to its point."""
+        far = math.hypot(offset.dx, offset.dy) > 12
+        line = {"arrowstyle": "-", "lw": 0.5, "color": style.ink(), "shrinkA": 0, "shrinkB": 3}
+        options = {"ha": offset.align, "va": "center", "size": 7, "arrowprops": line if far else None}
+        note = axis.annotate(name, (x, y), (offset.dx, offset.dy), textcoords="offset points", **options)
+        note.update_positions(renderer)
+        return note, Text.get_window_extent(note, renderer)
+
+    def is_free(box: Bbox) -> bool:
+        inside = frame.x0 < box.x0 and box.x1 < frame.x1 and frame.y0 < box.y0 and box.y1 < frame.y1
+        return inside and not any(box.overlaps(other) for other in taken)
+
+    for x, y, name in sorted(named, key=lambda point: -point[1]):
+        for offset in _offsets():
+            note, box = write(x, y, name, offset)
+            if is_free(box):
                 break
             note.remove()
         else:
-            note = axis.annotate(name, (x, y), (8, 0), textcoords="offset points", va="center", size=7)
-            box = note.get_window_extent(renderer)
+            _, box = write(x, y, name, Offset(8, 0, "left"))
         taken.append(box)
 
 
@@ -151,57 +205,58 @@ def _ablation_file(name: str) -> Path | None:
     return path if path.name == ABLATION_FILE and path.is_file() else None
 
 
-def read_ablation(file: Path) -> list[dict[str, Any]]:
-    """The rows of `mnv3 ablate`."""
+def read_ablation(file: Path) -> list[VariantResult]:
+    """The variants in a file of `mnv3 ablate`.
+
+    Raises:
+        ValueError: It is no such file.
+    """
     try:
-        rows = json.loads(file.read_text(encoding="utf-8"))
-        for row in rows:
-            row |= {"top1": [float(value) for value in row["top1"]], "mean": float(row["mean"])}
-            row["sd"] = None if row["sd"] is None else float(row["sd"])
-            row["variant"], row["latency_ms"], row["macs"]
-        return rows or [][0]
-    except (ValueError, TypeError, LookupError, RecursionError, AttributeError):
-        raise ValueError(f"{file}: not what `mnv3 ablate` writes") from None
+        results = [
+            VariantResult(
+                str(row["variant"]),
+                [float(value) for value in row["top1"]],
+                float(row["mean"]),
+                float(row["sd"] or 0),
+                float(row["latency_ms"]),
+            )
+            for row in json.loads(file.read_text(encoding="utf-8"))
+        ]
+    except (ValueError, TypeError, LookupError, RecursionError):
+        results = []
+    if not results:
+        raise ValueError(f"{file}: not what `mnv3 ablate` writes")
+    return results
 
 
-VARIANTS_IN_WORDS = {
-    "none": "neither",
-    "se": "squeeze-and-excite",
-    "hs": "h-swish",
-    "both": "both (the paper's)",
-    "se-first": "both, SE before\nthe activation",
-}
-
-
-def ablation_row(rows: Sequence[Mapping[str, Any]]) -> style.Row:
+def ablation_row(results: Sequence[VariantResult]) -> style.Row:
     """Top-1 of every variant, each seed a point and the standard deviation a bar; and its latency."""
 
-    def accuracy(place: Any) -> None:
-        axis = place.subplots()
+    def draw_accuracy(subfigure: "SubFigure") -> None:
+        axis = subfigure.subplots()
         blue, orange, *_ = style.colours()
-        for line, row in enumerate(rows):
-            axis.barh(line, row["mean"], 0.6, color=blue, alpha=0.6)
-            spread = row["sd"] or 0
-            axis.errorbar(row["mean"], line, xerr=spread, color=style.ink(), capsize=3, lw=1.2)
-            axis.plot(row["top1"], [line] * len(row["top1"]), "o", ms=4, color=orange, mec=style.ink(), mew=0.5)
-        axis.set_yticks(range(len(rows)), names)
-        values = [value for row in rows for value in row["top1"]]
+        for line, result in enumerate(results):
+            axis.barh(line, result.mean, 0.6, color=blue, alpha=0.6)
+            axis.errorbar(result.mean, line, xerr=result.sd, color=style.ink(), capsize=3, lw=1.2)
+            axis.plot(result.top1, [line] * len(result.top1), "o", ms=4, color=orange, mec=style.ink(), mew=0.5)
+        axis.set_yticks(range(len(results)), names)
+        values = [value for result in results for value in result.top1]
         room = max(2 * (max(values) - min(values)), 1)
-        axis.set(xlim=(max(0, min(values) - room), min(100, max(values) + room / 2)), ylim=(len(rows) - 0.5, -0.5))
-        seeds = len(rows[0]["top1"])
+        axis.set(xlim=(max(0, min(values) - room), min(100, max(values) + room / 2)), ylim=(len(results) - 0.5, -0.5))
+        seeds = len(results[0].top1)
         axis.set(xlabel=f"top-1 / % (mean ± s.d.; {seeds} seed{'s' * (seeds > 1)} as points)")
         axis.set_title("ablation (the axis does not start at 0)" if axis.get_xlim()[0] else "ablation", size=9)
         axis.grid(axis="x")
 
-    def latency(place: Any) -> None:
-        axis = place.subplots()
-        values = [row["latency_ms"] for row in rows]
-        axis.barh(range(len(rows)), values, 0.6, color=style.colours()[2], alpha=0.6)
+    def draw_latency(subfigure: "SubFigure") -> None:
+        axis = subfigure.subplots()
+        values = [result.latency_ms for result in results]
+        axis.barh(range(len(results)), values, 0.6, color=style.colours()[2], alpha=0.6)
         for line, value in enumerate(values):
             axis.text(0.03 * max(values), line, f"{value:.2f}", va="center", size=8)
-        axis.set(ylim=(len(rows) - 0.5, -0.5), xlabel="latency of one picture / ms")
-        axis.set_yticks(range(len(rows)), names)
+        axis.set(ylim=(len(results) - 0.5, -0.5), xlabel="latency of one picture / ms")
+        axis.set_yticks(range(len(results)), names)
         axis.grid(axis="x")
 
-    names = [VARIANTS_IN_WORDS.get(row["variant"], row["variant"]) for row in rows]
-    return (1.2 + 0.4 * len(rows), [accuracy, latency])
+    names = [VARIANTS_IN_WORDS.get(result.variant, result.variant) for result in results]
+    return style.Row(1.2 + 0.4 * len(results), [draw_accuracy, draw_latency])

@@ -22,7 +22,7 @@ NUMBER = re.compile(r"\d+(\.\d+)?")
 
 @dataclass(frozen=True)
 class Point:
-    """A model in the picture."""
+    """A model of a comparison."""
 
     name: str
     source: str  # its name for `mnv3 bench`, where weights do not matter
@@ -62,7 +62,7 @@ def point(given: str) -> Point:
     if macs is None:
         raise ValueError(f"{name}: the MACs of an exported file cannot be counted: give the model that it was made of")
     library = "timm" if timm.is_model(short) and not name.startswith("torchvision/") else "torchvision"
-    if accuracy is None and (library == "timm" or (accuracy := _torchvisions(short)) is None):
+    if accuracy is None and (library == "timm" or (accuracy := _torchvision_top1(short)) is None):
         raise ValueError(f"{name}: nothing here says its top-1: give it, as in {name}=71.5")
     return Point(short, f"{library}/{short}", library, accuracy, None if text else IMAGENET, 224, macs)
 
@@ -97,8 +97,8 @@ def _folder(folder: Path, accuracy: float | None) -> Point:
     if accuracy is None:
         if not all((folder / name).is_file() for name in (TEST_FILE, RECIPE_FILE)):
             raise ValueError(f"{folder}: no {TEST_FILE} of a run in it: give its top-1, as in {folder}=71.5")
-        accuracy, place = _accuracy(str(folder / TEST_FILE)), load(folder / RECIPE_FILE).data
-        data = CIFAR.get(place, f"{Path(place).name} test")
+        accuracy, pictures = _accuracy(str(folder / TEST_FILE)), load(folder / RECIPE_FILE).data
+        data = CIFAR.get(pictures, f"{Path(pictures).name} test")
     size = model.pretrained_cfg["input_size"][-1]
     macs = count_macs(model.arch, size=size, in_chans=model.in_chans, num_classes=model.num_classes)
     return Point(folder.resolve().name, str(folder), "mnv3", accuracy, data, size, macs)
@@ -130,8 +130,8 @@ def _accuracy(text: str) -> float:
         raise ValueError(f"{text}: no top-1 in it: expected what `mnv3 eval --json` writes") from None
 
 
-def _torchvisions(name: str) -> float | None:
-    """What torchvision states of the default weights of one of its models."""
+def _torchvision_top1(name: str) -> float | None:
+    """The top-1 that torchvision states of the default weights of one of its models."""
     import torchvision
 
     weights = torchvision.models.get_model_weights(name)
@@ -148,10 +148,19 @@ def check_data(points: Sequence[Point]) -> None:
 
 
 def read_bench(points: Sequence[Point], file: Path, runtime: str) -> list[Point]:
-    """Latencies from a file of `mnv3 bench --json`."""
+    """Points with their latency from a file of `mnv3 bench --json`.
+
+    Args:
+        points: Models, which the file may call by any of their names.
+        file: What was measured.
+        runtime: Which of its runtimes, with one thread and one picture.
+
+    Raises:
+        ValueError: It is no such file, or lacks a model.
+    """
     try:
         cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
-        found = {
+        measured = {
             cell["model"]: float(cell["ms"])
             for cell in cells
             if (cell["runtime"], cell["threads"], cell["batch"]) == (runtime, 1, 1)
@@ -160,16 +169,21 @@ def read_bench(points: Sequence[Point], file: Path, runtime: str) -> list[Point]
         raise ValueError(f"{file}: no such file") from None
     except (ValueError, TypeError, LookupError, RecursionError):
         raise ValueError(f"{file}: not what `mnv3 bench --json` writes") from None
-    times = [
-        next((found[k] for k in (p.source, p.name, p.source.rpartition("/")[2]) if k in found), None) for p in points
-    ]
+    spellings = [(p.source, p.name, p.source.rpartition("/")[2]) for p in points]
+    times = [next((measured[name] for name in names if name in measured), None) for names in spellings]
     if missing := [p.name for p, ms in zip(points, times, strict=True) if ms is None]:
         raise ValueError(f"{file} has no {', '.join(missing)} in {runtime} with 1 thread and batch 1")
     return [replace(p, ms=ms) for p, ms in zip(points, times, strict=True)]
 
 
 def measure(points: Sequence[Point], runtime: str, seconds: float) -> list[Point]:
-    """Latencies of one picture with one thread, measured here, those of one size in turn."""
+    """Points with their latency, measured here by `mnv3 bench`, models with pictures of one size in turn.
+
+    Args:
+        points: Models.
+        runtime: Which of the benchmark's, with one thread and one picture.
+        seconds: How long to measure each.
+    """
     times: dict[str, float] = {}
     for size in {p.size for p in points}:
         names = list(dict.fromkeys(p.source for p in points if p.size == size))

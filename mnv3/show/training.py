@@ -1,22 +1,21 @@
-"""A training and what it led to: curves, confusion, classes, calibration, and the worst mistakes."""
+"""Figures of a training and its tests: curves, confusion, classes, calibration, and the worst mistakes."""
 
-import logging
 import math
 import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ..figures import panels, style
+from ..figures import charts, style
 from ..pictures import data
 from ..train.results import PARTS, Answers, Results, read
-from . import calibration
+from .calibration import calibration, draw_counts, draw_reliability
 
-logger = logging.getLogger(__name__)
-MISTAKES = 18
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure, SubFigure
 
 
 def run(
@@ -27,7 +26,7 @@ def run(
     data_dir: str | None = None,
     path: str | os.PathLike | None = None,
     dark: bool = False,
-) -> Any:
+) -> "Figure":
     """Draw a run that `mnv3 finetune` wrote.
 
     Args:
@@ -48,10 +47,10 @@ def run(
     """
     if not what or (unknown := [name for name in what if name not in PARTS]):
         raise ValueError(f"what={', '.join(unknown) if what else 'nothing'}: expected some of {', '.join(PARTS)}")
-    with style.page(path, dark=dark):
-        results = read(folder, what=what, data=data, data_dir=data_dir)
-        rows = [row for name in PARTS if name in what for row in DRAWN[name](results)]
-        return style.finish(style.sheet(rows, title=summary(results)), path)
+    style.check(path)
+    results = read(folder, what=what, data=data, data_dir=data_dir)
+    rows = [ROWS[name](results) for name in PARTS if name in what]
+    return style.figure(rows, title=summary(results), path=path, dark=dark)
 
 
 def summary(results: Results) -> str:
@@ -63,73 +62,74 @@ def summary(results: Results) -> str:
     return ", ".join(words)
 
 
-def curve_rows(results: Results) -> list[style.Row]:
-    """Loss, learning rate and accuracy, side by side."""
-    return [(2.6, panels.curve_parts(results.history))]
+def curves_row(results: Results) -> style.Row:
+    """Loss, learning rate and accuracy over the epochs."""
+    return style.Row(2.6, charts.curve_panels(results.history))
 
 
-def confusion_rows(results: Results) -> list[style.Row]:
-    """The confusion matrix, and every class."""
-
-    def matrix(place: Any) -> None:
-        image = panels.confusion(place.subplots(), results.test.confusion, results.test.classes)
-        place.colorbar(image, label="% of the true class", location="bottom", shrink=0.8, aspect=40)
-
-    def classes(place: Any) -> None:
-        axis = place.subplots()
-        drawn, there = panels.by_class(axis, results.test.confusion, results.test.classes), len(results.test.per_class)
-        axis.set_title(f"the worst {drawn} of {there} classes" if drawn < there else "by class", size=9)
-
-    return [(4.9, [matrix, classes])]
+def confusion_row(results: Results) -> style.Row:
+    """The confusion matrix, and the accuracy of every class."""
+    shown = {"matrix": results.test.confusion, "classes": results.test.classes}
+    matrix = partial(charts.draw_confusion, **shown, location="bottom", aspect=40)
+    return style.Row(4.9, [matrix, partial(charts.draw_class_accuracies, **shown)])
 
 
-def calibration_rows(results: Results) -> list[style.Row]:
+def calibration_row(results: Results) -> style.Row:
     """Whether the model is right as often as it says."""
-    found = calibration.calibration(results.answers.probs, results.answers.labels)
-    return [(3.2, [partial(draw, found=found) for draw in (calibration.draw_reliability, calibration.draw_counts)])]
+    measured = calibration(results.answers.probs, results.answers.labels)
+    return style.Row(3.2, [partial(draw, calibration=measured) for draw in (draw_reliability, draw_counts)])
 
 
-def worst(answers: Answers, count: int = MISTAKES) -> list[tuple[int, int, int, float]]:
-    """Wrong answers that the model is surest of: picture, true class, answer, its probability."""
-    sure, answer = answers.probs.max(1)
-    wrong = (answer != answers.labels).nonzero().flatten()
-    wrong = wrong[sure[wrong].argsort(descending=True, stable=True)][:count]
-    return [(i, answers.labels[i].item(), answer[i].item(), sure[i].item()) for i in wrong.tolist()]
+class Mistake(NamedTuple):
+    """A wrong answer."""
+
+    index: int  # of the picture
+    label: int
+    answer: int
+    prob: float  # of the answer
 
 
-def mistake_rows(results: Results, width: float = style.WIDTH) -> list[style.Row]:
-    """A sheet of the worst mistakes, for a figure of this width in inches."""
-    columns, count = (6, MISTAKES) if width > style.NARROW else (3, 12)
-    found = worst(results.answers, count)
+def worst_mistakes(answers: Answers, count: int) -> list[Mistake]:
+    """The wrong answers that the model is surest of, `count` at most."""
+    probs, predicted = answers.probs.max(1)
+    wrong = (predicted != answers.labels).nonzero().flatten()
+    wrong = wrong[probs[wrong].argsort(descending=True, stable=True)][:count]
+    return [Mistake(i, answers.labels[i].item(), predicted[i].item(), probs[i].item()) for i in wrong.tolist()]
 
-    def draw(place: Any) -> None:
-        place.suptitle("the mistakes that it is surest of: true class → answer", x=0.01, ha="left", size=9)
-        axes = place.subplots(lines, columns, squeeze=False).flatten()
+
+def mistakes_row(results: Results, width: float = style.WIDTH) -> style.Row:
+    """The worst mistakes, for a figure of this width in inches."""
+    columns, count = (6, 18) if width > style.NARROW else (3, 12)
+    answers, mistakes = results.answers, worst_mistakes(results.answers, count)
+    lines = math.ceil(len(mistakes) / columns)
+
+    def draw(subfigure: "SubFigure") -> None:
+        subfigure.suptitle("the mistakes that it is surest of: true class → answer", x=0.01, ha="left", size=9)
+        axes = subfigure.subplots(lines, columns, squeeze=False).flatten()
         for axis in axes:
             axis.axis("off")
-        for axis, (i, label, answer, sure) in zip(axes, found, strict=False):
-            axis.imshow(thumbnail(results.answers.pictures, i))
-            names = [style.short(results.answers.names[k], 16) for k in (label, answer)]
-            axis.set_title(f"{names[0]} →\n{names[1]} {100 * sure:.0f} %", size=8, loc="center", pad=3)
+        for axis, mistake in zip(axes, mistakes, strict=False):
+            axis.imshow(thumbnail(answers.pictures, mistake.index))
+            label, answer = (style.short(answers.names[i], 16) for i in (mistake.label, mistake.answer))
+            axis.set_title(f"{label} →\n{answer} {100 * mistake.prob:.0f} %", size=8, loc="center", pad=3)
 
-    def nothing(place: Any) -> None:
-        place.text(0.01, 0.5, "no mistakes: every test picture is classified right", va="center")
+    def draw_none(subfigure: "SubFigure") -> None:
+        subfigure.text(0.01, 0.5, "no mistakes: every test picture is classified right", va="center")
 
-    lines = math.ceil(len(found) / columns)
-    return [(0.4 + lines * (width / columns + 0.4), [draw])] if found else [(0.5, [nothing])]
+    return style.Row(0.4 + lines * (width / columns + 0.4), [draw]) if mistakes else style.Row(0.5, [draw_none])
 
 
 def thumbnail(pictures: data.Pictures, index: int, side: int = 160) -> np.ndarray:
-    """A picture of a data set, uint8 (H, W, 3), not larger than it is to be shown."""
-    found = pictures.picture(index)
+    """A picture of a data set, uint8 (H, W, 3), scaled down to `side` pixels where it is read from a file."""
+    picture = pictures.picture(index)
     if not pictures.held:
-        found.thumbnail((side, side))
-    return np.asarray(found)
+        picture.thumbnail((side, side))
+    return np.asarray(picture)
 
 
-DRAWN = {
-    "curves": curve_rows,
-    "confusion": confusion_rows,
-    "calibration": calibration_rows,
-    "mistakes": mistake_rows,
+ROWS = {
+    "curves": curves_row,
+    "confusion": confusion_row,
+    "calibration": calibration_row,
+    "mistakes": mistakes_row,
 }

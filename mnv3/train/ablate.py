@@ -17,6 +17,7 @@ from ..errors import choices
 from ..factory import load_checkpoint
 from ..files.atomic import write_atomically
 from ..pictures.evaluate import Metrics
+from ..text import markdown_table
 from .finetune import finetune
 from .recipe import load
 from .run_folder import TEST_FILE
@@ -118,12 +119,11 @@ def difference(top1: Sequence[float], other: Sequence[float]) -> tuple[float, fl
 def _table(rows: list[dict[str, Any]], size: int) -> str:
     against = f"difference from {rows[0]['against']} (95 %)"
     heads = (f"top-1 / % ({len(rows[0]['seeds'])} seeds)", against, "parameters / M", f"MACs / M at {size} px")
-    lines = [f"| variant | {' | '.join(heads)} | latency / ms |"]
-    lines.append("| --- | --- | --- | --- | --- | --- |")
+    lines = [("variant", *heads, "latency / ms")]
     for row in rows:
         accuracy = f"{row['mean']:.2f}" + (f" ± {row['sd']:.2f}" if row["sd"] is not None else "")
         mean, half = row["difference"]
         gained = f"{mean:+.2f}" + (f" ± {half:.2f}" if half is not None else "") if row is not rows[0] else "-"
-        numbers = f"{row['params'] / 1e6:.3f} | {row['macs'] / 1e6:.2f} | {row['latency_ms']:.2f}"
-        lines.append(f"| {row['variant']} | {accuracy} | {gained} | {numbers} |")
-    return "\n".join(lines) + "\n"
+        numbers = (f"{row['params'] / 1e6:.3f}", f"{row['macs'] / 1e6:.2f}", f"{row['latency_ms']:.2f}")
+        lines.append((row["variant"], accuracy, gained, *numbers))
+    return markdown_table(lines, "<<<<<<") + "\n"

@@ -27,8 +27,8 @@ PATIENCE = 60  # seconds for one answer
 
 def program() -> str:
     """The browser; the test is skipped where there is none."""
-    found = next(filter(None, map(shutil.which, PROGRAMS)), None)
-    return found or pytest.skip(f"needs a browser: none of {', '.join(PROGRAMS)} is installed")
+    path = next(filter(None, map(shutil.which, PROGRAMS)), None)
+    return path or pytest.skip(f"needs a browser: none of {', '.join(PROGRAMS)} is installed")
 
 
 class Browser:

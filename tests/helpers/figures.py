@@ -1,5 +1,7 @@
 """What a test can say of a figure."""
 
+from itertools import combinations
+
 import numpy as np
 from matplotlib.figure import SubFigure
 from matplotlib.text import Text
@@ -34,10 +36,8 @@ def check(figure):
         for one in box:
             assert frame.x0 - 1 <= one.x0 <= one.x1 <= frame.x1 + 1, texts(axis)
             assert frame.y0 - 1 <= one.y0 <= one.y1 <= frame.y1 + 1, texts(axis)
-        found = boxes(axis)
-        for i, (text, box) in enumerate(found):
-            for other, other_box in found[i + 1 :]:
-                assert not box.padded(-1).overlaps(other_box.padded(-1)), f"{text!r} over {other!r}"
+        for (text, box), (other, other_box) in combinations(boxes(axis), 2):
+            assert not box.padded(-1).overlaps(other_box.padded(-1)), f"{text!r} over {other!r}"
 
 
 def picture(axis):

@@ -15,11 +15,7 @@ def says(monkeypatch, caplog):
 
 
 def draw(name):
-    def title(place):
-        place.subplots().set_title(name)
-
-    with style.page(None):
-        return style.finish(style.sheet([(2, [title])]), None)
+    return style.figure([style.Row(2, [lambda subfigure: subfigure.subplots().set_title(name) and None])])
 
 
 def test_a_font_that_is_not_there_is_asked_for_once(monkeypatch, says, tmp_path):

@@ -13,7 +13,7 @@ from PIL import Image, ImageStat
 
 import mnv3
 from mnv3 import arch
-from mnv3.cli import main
+from mnv3.cli.main import main
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("captum", reason="needs pip install 'mnv3[viz]'")
@@ -60,21 +60,21 @@ def page(trained, tmp_path_factory):
 
 
 def test_it_says_what_the_run_says(page, trained):
-    found, test = Page(page.read_text()), json.loads((trained / "test.json").read_text())
+    content, test = Page(page.read_text()), json.loads((trained / "test.json").read_text())
     model = mnv3.load_checkpoint(trained)
-    facts = dict(zip(found.words[2::2], found.words[3::2], strict=False))
-    assert found.words[0] == found.words[1] == f"mnv3_small_cifar on {trained.parent.parent and 'noisy0'}"
+    facts = dict(zip(content.words[2::2], content.words[3::2], strict=False))
+    assert content.words[0] == content.words[1] == "mnv3_small_cifar on noisy0"
     assert facts["top-1"] == f"{test['top1']:.2f} %"
     assert facts["test pictures"] == "30"
     assert facts["parameters"] == f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M"
     assert facts["epochs"] == "2"
     sections = ["training", "test", "mistakes", "network", "sees", "comparison", "recipe"]
-    assert found.ids == sections
-    assert [link for link in found.links if not link.startswith("data:")] == [f"#{name}" for name in sections]
+    assert content.ids == sections
+    assert [link for link in content.links if not link.startswith("data:")] == [f"#{name}" for name in sections]
     for cost in arch.costs(model.arch, size=16, num_classes=3):
-        start = found.words.index(cost.part)
-        assert f"{cost.macs / 1e6:,.2f}" in found.words[start : start + 11]
-    assert html.unescape((trained / "recipe.yaml").read_text()).strip() in found.words
+        start = content.words.index(cost.part)
+        assert f"{cost.macs / 1e6:,.2f}" in content.words[start : start + 11]
+    assert html.unescape((trained / "recipe.yaml").read_text()).strip() in content.words
 
 
 def test_every_figure_is_there_on_white_and_on_black(page):
@@ -94,7 +94,7 @@ def test_names_are_text(page):
     assert "middle &amp; &lt;b&gt;" in text
 
 
-def test_nothing_of_the_outside(page):
+def test_nothing_from_outside(page):
     text = re.sub(r"base64,[\w+/=]+", "", page.read_text())
     assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in text
     assert not re.search(r"https?:|//[a-z]|@import|url\(", text)
@@ -104,16 +104,16 @@ def test_without_test_pictures(copied, noisy, capsys):
     """Parts that cannot be drawn are left out, and the report says so."""
     recipe = (copied / "recipe.yaml").read_text().replace(str(noisy), "/nowhere")
     (copied / "recipe.yaml").write_text(recipe)
-    assert main.main(["report", str(copied)]) == 0
+    assert main(["report", str(copied)]) == 0
     assert capsys.readouterr().out == f"wrote {copied / 'report.html'}\n"
-    found = Page((copied / "report.html").read_text())
-    assert found.ids == ["training", "test", "network", "recipe"]
-    assert any("are gone (data: no folder '/nowhere'" in word for word in found.words)
+    content = Page((copied / "report.html").read_text())
+    assert content.ids == ["training", "test", "network", "recipe"]
+    assert any("are gone (data: no folder '/nowhere'" in word for word in content.words)
     (copied / "test.json").unlink()
-    assert main.main(["report", str(copied)]) == 0
-    found = Page((copied / "report.html").read_text())
-    assert found.ids == ["training", "network", "recipe"]
-    assert any("there were no test pictures" in word for word in found.words)
+    assert main(["report", str(copied)]) == 0
+    content = Page((copied / "report.html").read_text())
+    assert content.ids == ["training", "network", "recipe"]
+    assert any("there were no test pictures" in word for word in content.words)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_faults_are_one_line(copied, capsys, monkeypatch, gone, args, message):
     if gone:
         (copied / gone).unlink()
     before = sorted(copied.rglob("*"))
-    assert main.main(["report", "copy", *args]) == 1
+    assert main(["report", "copy", *args]) == 1
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert message in err
@@ -145,7 +145,7 @@ def test_faults_are_one_line(copied, capsys, monkeypatch, gone, args, message):
 def test_in_a_browser(page, tmp_path):
     """No complaint, no request, no line that is too wide for a phone, all pictures seen, text large enough."""
     with Browser() as browser:
-        seen = {}
+        screenshots = {}
         for width in (375, 1280):
             for dark in (False, True):
                 browser.open(page, width=width, dark=dark)
@@ -160,7 +160,7 @@ def test_in_a_browser(page, tmp_path):
                 )
                 assert browser.evaluate(least) >= 12
                 browser.screenshot(tmp_path / "page.png")
-                seen[width, dark] = Image.open(tmp_path / "page.png").convert("L")
+                screenshots[width, dark] = Image.open(tmp_path / "page.png").convert("L")
         columns = "new Set([...document.querySelectorAll('#training figure')].map(f => f.offsetLeft)).size"
         assert browser.evaluate(columns) > 1  # side by side where there is room
         browser.open(page, width=375)
@@ -168,7 +168,7 @@ def test_in_a_browser(page, tmp_path):
         assert browser.evaluate("document.body.innerText.includes('top-1')")
         browser.evaluate("document.querySelector('nav a').click()")
         assert browser.evaluate("scrollY > 0")
-    for (_, dark), picture in seen.items():
+    for (_, dark), picture in screenshots.items():
         level = ImageStat.Stat(picture).mean[0]
         assert level < 90 if dark else level > 170
 

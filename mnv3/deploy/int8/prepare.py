@@ -7,13 +7,12 @@ channels next to dead, whose bias, in steps of a tiny weight scale, overflows 32
 
 import copy
 import math
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ...hooks import watching
 from ...layers import Bottleneck, ConvNormAct, SqueezeExcite, evaluating
 from ..formats import Graph, write_onnx
 
@@ -42,19 +41,6 @@ def weighted(model: nn.Module) -> dict[str, nn.Module]:
     return {name: m for name, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
 
 
-def seen(
-    model: nn.Module, pictures: Tensor, modules: Iterable[nn.Module], look: Callable[[Tensor, Tensor], Any]
-) -> dict[nn.Module, Any]:
-    """What `look` makes of the input and the output of each module on the pictures."""
-    found: dict[nn.Module, Any] = {}
-    hooks = [m.register_forward_hook(lambda m, x, out: found.__setitem__(m, look(x[0], out))) for m in modules]
-    with torch.no_grad():
-        model(pictures)
-    for hook in hooks:
-        hook.remove()
-    return found
-
-
 def _equalise(model: nn.Module, pictures: Tensor) -> None:
     """Scale the channels before each ReLU to one range, and the weights that read them back: the same function.
 
@@ -69,7 +55,8 @@ def _equalise(model: nn.Module, pictures: Tensor) -> None:
         squeeze = [block.se.squeeze] if isinstance(block.se, SqueezeExcite) else []
         pairs.append((block.depthwise, last, [block.project.conv, *squeeze], 0.5))
     pairs = [pair for pair in pairs if isinstance(pair[1], nn.ReLU)]
-    peaks = seen(model, pictures, [act for _, act, _, _ in pairs], lambda _, out: out.amax((0, 2, 3)))
+    with watching([act for _, act, _, _ in pairs], lambda _, out: out.amax((0, 2, 3))) as peaks:
+        model(pictures)
     for source, act, readers, power in pairs:
         scale = (peaks[act] / peaks[act].max().clamp(min=1e-30)) ** power
         scale = torch.where(scale > 1e-4, scale, 1.0)  # a dead channel has no range to even out
@@ -89,7 +76,8 @@ def _raise_weights(model: nn.Module, pictures: Tensor) -> None:
     """
     gates = {m.excite for m in model.modules() if isinstance(m, SqueezeExcite)}
     layers = weighted(model).values()
-    peaks = seen(model, pictures, layers, lambda x, out: (x.abs().max(), out.abs().max()))
+    with watching(layers, lambda x, out: (x.abs().max(), out.abs().max())) as peaks:
+        model(pictures)
     for layer in layers:
         inputs, outputs = (peak.clamp(min=1e-6) for peak in peaks[layer])
         rows = layer.weight.flatten(1)

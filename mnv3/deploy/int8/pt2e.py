@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...hooks import watching
 from ...layers import Conv2dSame
 from ..formats import save_program
-from .prepare import clip, judge, prepare, seen
+from .prepare import clip, judge, prepare
 
 
 def _quantised(model: nn.Module, batches: list[Tensor], quantizer: Any) -> torch.export.ExportedProgram:
@@ -119,7 +120,8 @@ def _plain_convolutions(model: nn.Module, picture: Tensor) -> set[str]:
         The names of those that have become a padding and a convolution.
     """
     same = {name: m for name, m in model.named_modules() if isinstance(m, Conv2dSame)}
-    sides = seen(model, picture, same.values(), lambda x, _: x.shape[-2:])
+    with torch.no_grad(), watching(same.values(), lambda x, _: x.shape[-2:]) as sides:
+        model(picture)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             module.__class__ = nn.Conv2d
