@@ -4,9 +4,9 @@ import argparse
 import logging
 from pathlib import Path
 
-from ..text import terminal
+from ..text import aligned_columns, terminal
 from ..train import recipe as recipes
-from .arguments import MODEL_HELP, Command, columns, model_of, positive
+from .arguments import MODEL_HELP, Command, model_of, positive
 
 
 def add_commands(command: Command) -> None:
@@ -57,8 +57,8 @@ def show_recipes(args: argparse.Namespace) -> int:
         print(recipes.find(args.name).read_text(encoding="utf-8"), end="")
         return 0
     texts = {name: recipes.find(name).read_text(encoding="utf-8") for name in recipes.names()}
-    for line in columns([(name, text.partition("\n")[0].removeprefix("# ")) for name, text in texts.items()], "<<"):
-        print(line)
+    rows = [(name, text.partition("\n")[0].removeprefix("# ")) for name, text in texts.items()]
+    print("\n".join(aligned_columns(rows, "<<")))
     return 0
 
 

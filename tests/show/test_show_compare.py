@@ -10,14 +10,15 @@ from conftest import ROOT
 import mnv3
 from mnv3 import arch, show
 from mnv3.figures import style
+from mnv3.pictures.evaluate import Metrics
 from mnv3.show.comparison import collect, point_rows
 
 pytest.importorskip("matplotlib")
 
 
 def test_compare(tmp_path):
-    test = json.loads((trained / "test.json").read_text())
-    (tmp_path / "eval.json").write_text(json.dumps(test | {"top1": 70.5}))
+    per_class = {"a": 70.0, "b": 71.0}
+    Metrics(200, 70.5, 100.0, 0.7, ["a", "b"], per_class, [[70, 30], [29, 71]]).save(tmp_path / "eval.json")
     names = ["mnv3_small", "mnv3_large.tv_in1k", "torchvision/resnet18", "timm/mobilenetv2_100=72.9"]
     sources = ["mnv3_small", "mnv3_large", "torchvision/resnet18", "timm/mobilenetv2_100", "mnv3_large_075"]
     cells = [
