@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 import mnv3
 from mnv3 import arch, catalog
-from mnv3.cli import main
+from mnv3.cli.main import main
 from mnv3.timm_models import VARIANTS
 
 
@@ -134,7 +134,7 @@ def test_any_failure_is_one_line(fails, monkeypatch, error, line):
     monkeypatch.setattr(catalog, "split_name", broken)
     assert fails("info", "mnv3_small") == f"{line}\n"
     with pytest.raises(type(error)):
-        main.main(["info", "mnv3_small", "--debug"])
+        main(["info", "mnv3_small", "--debug"])
 
 
 def test_interrupted(run, monkeypatch):
@@ -262,14 +262,15 @@ def test_ctrl_c(net, pictures):
     """While a picture is read."""
     code = """
 import os, signal, sys, time
-from mnv3 import cli, images
+from mnv3 import images
+from mnv3.cli.main import main
 load = images.load
 def interrupted(path):
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(0.5)
     return load(path)
 images.load = interrupted
-sys.exit(main.main(sys.argv[1:]))
+sys.exit(main(sys.argv[1:]))
 """
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", code, "predict", str(pictures / "a.png"), "--checkpoint", str(net)]
@@ -436,7 +437,7 @@ def test_convert_eps_and_order(run, fails, tmp_path):
 @pytest.mark.parametrize("eps", ["nan", "-5", "0", "inf", "1", "small"])
 def test_convert_takes_an_eps_that_is_one(eps, capsys, tmp_path):
     with pytest.raises(SystemExit) as info:
-        main.main(["convert", str(tmp_path / "in.pth"), str(tmp_path / "out"), f"--bn-eps={eps}"])
+        main(["convert", str(tmp_path / "in.pth"), str(tmp_path / "out"), f"--bn-eps={eps}"])
     assert info.value.code == 2
     message = f"argument --bn-eps: '{eps}': expected a number between 0 and 1, such as 1e-5"
     assert capsys.readouterr().err.splitlines()[-1].endswith(message)

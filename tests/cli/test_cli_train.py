@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mnv3.cli import main
+from mnv3.cli.main import main
 from mnv3.train import recipe
 from mnv3.train.ablate import VARIANTS, ablate, difference
 
@@ -37,7 +37,7 @@ def file(tmp_path, data):
 @pytest.fixture
 def run(capsys):
     def run(*args):
-        status = main.main([str(arg) for arg in args])
+        status = main([str(arg) for arg in args])
         captured = capsys.readouterr()
         return status, captured.out, captured.err
 

@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
 
 
 def after_mutations(file, count, seed):
-    command = [sys.executable, ROOT / "tests" / "mutations.py", file, str(count), str(seed)]
+    command = [sys.executable, ROOT / "tests" / "helpers" / "mutations.py", file, str(count), str(seed)]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     result = subprocess.run(command, capture_output=True, text=True, env=env, timeout=600)
     assert result.returncode == 0, result.stderr

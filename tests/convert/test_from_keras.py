@@ -684,7 +684,7 @@ def test_damage_anywhere_is_an_error_or_harmless(good, tmp_path):
     code = """
 import sys, time, random, pathlib
 from mnv3 import WeightsError
-from mnv3.foreign import keras as from_keras
+from mnv3.convert import keras as from_keras
 content, file, found = pathlib.Path(sys.argv[1]).read_bytes(), pathlib.Path(sys.argv[2]), 0
 for seed in range(60):
     rng, changed = random.Random(seed), bytearray(content)
