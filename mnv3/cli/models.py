@@ -4,12 +4,11 @@ import argparse
 import json
 import logging
 import sys
-from pathlib import Path
 
 from .. import arch, catalog
 from ..errors import one_line
 from ..text import terminal
-from .arguments import DEFAULT_MODEL, Command, columns, positive
+from .arguments import DEFAULT_MODEL, MODEL_HELP, Command, add_ema, columns, positive
 
 
 def add_commands(command: Command) -> None:
@@ -28,16 +27,15 @@ def add_commands(command: Command) -> None:
     sub.add_argument("files", nargs="+", metavar="FILE|FOLDER", help="pictures, or folders of them")
     sub.add_argument(
         "--model",
-        metavar="ARCH[.TAG]",
-        help="a name of `mnv3 list --pretrained`, without a tag the first of the model; or hf-hub:NAMESPACE/NAME, "
-        f"local-dir:FOLDER ({DEFAULT_MODEL})",
+        metavar="MODEL",
+        help=f"{MODEL_HELP}, or an exported file ({DEFAULT_MODEL})",
     )
     sub.add_argument(
         "--checkpoint",
         metavar="FILE|FOLDER",
         help="your own weights, where a file that does not say its model needs --model too, or an exported file",
     )
-    sub.add_argument("--ema", action=argparse.BooleanOptionalAction, help="averaged weights, or not (if there are any)")
+    add_ema(sub)
     sub.add_argument("--topk", type=positive, default=5, metavar="K", help="classes per picture (5)")
     sub.add_argument("--batch-size", type=positive, default=32, metavar="N", help="pictures at a time (32)")
     sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps ... (cpu)")
@@ -127,34 +125,24 @@ def predict(args: argparse.Namespace) -> int:
     import torch
     from tqdm import tqdm
 
-    from ..deploy import runtime
-    from ..factory import create_model, has_source, load_checkpoint
+    from .. import loading
     from ..pictures import images
     from ..pictures.predict import predict as predict_files
 
     files = list(images.find(args.files))  # first what needs no download
     if not files:
         raise ValueError(f"no pictures in {', '.join(args.files)}")
-    if args.ema is not None and not args.checkpoint:
-        raise ValueError("--ema and --no-ema are for the weights of --checkpoint")
-    if args.checkpoint:
-        if not has_source(args.checkpoint) and not Path(args.checkpoint).exists():
-            raise ValueError(f"--checkpoint {args.checkpoint}: no such file or folder")
-        exported = runtime.format_of(Path(args.checkpoint))
-        if exported and (args.model or args.device != "cpu"):
-            raise ValueError(f"{args.checkpoint}: an exported file says which model it is, and runs on the CPU")
-        if exported and args.ema is not None:
-            raise ValueError(f"{args.checkpoint}: an exported file has no averaged weights beside its own")
-        options = {"model": args.model, "use_ema": args.ema}
-        model = runtime.load(args.checkpoint) if exported else load_checkpoint(args.checkpoint, **options)
-    elif args.model:
-        name = None if has_source(args.model) else catalog.split_name(args.model)[0]
-        if name and not catalog.checkpoints(name):
-            raise ValueError(f"no weights are published for {name} (see `mnv3 list`): give your own with --checkpoint")
-        model = create_model(args.model, pretrained=True)
-    else:
+    name, arch_name = (args.checkpoint, args.model) if args.checkpoint else (args.model or DEFAULT_MODEL, None)
+    kind = loading.kind_of(name)
+    if args.checkpoint and kind not in loading.STORED:
+        raise ValueError(f"--checkpoint {name}: no such file or folder")
+    if kind == "exported" and (arch_name or args.device != "cpu"):
+        raise ValueError(f"{name}: an exported file says which model it is, and runs on the CPU")
+    if kind == "mnv3" and not catalog.checkpoints(base := catalog.split_name(name)[0]):
+        raise ValueError(f"no weights are published for {base} (see `mnv3 list`): give your own with --checkpoint")
+    model = loading.resolve(name, arch=arch_name, use_ema=args.use_ema)
+    if not (args.checkpoint or args.model):
         logging.getLogger("mnv3").warning("no --model: %s, the ten classes of CIFAR-10", DEFAULT_MODEL)
-        model = create_model(DEFAULT_MODEL, pretrained=True)
     try:
         device = torch.device(args.device)
         if device.type == "meta":

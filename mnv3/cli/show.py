@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .arguments import DEFAULT_MODEL, MODEL_HELP, Command, model_of, positive
+from .arguments import DEFAULT_MODEL, MODEL_HELP, Command, positive
 
 
 def add_commands(command: Command) -> None:
@@ -26,7 +26,8 @@ def add_commands(command: Command) -> None:
         return sub
 
     sub = view("arch", "Draw the table of a network, what every row costs, and its blocks.", "ARCH.png")
-    sub.add_argument("model", metavar="ARCH[.TAG]|FOLDER", help="a name of `mnv3 list`, or a weights folder")
+    sub.add_argument("model", metavar="ARCH[.TAG]|FOLDER|FILE", help="a name of `mnv3 list`, or weights")
+    _add_arch(sub)
     sub.add_argument("--size", type=positive, metavar="PX", help="pixels along a side (those that it is for)")
     sub.add_argument(
         "--block", type=int, metavar="N", help="draw this block, from 0 (a whole one, and one that halves)"
@@ -74,6 +75,10 @@ COMPARED = (
 def _add_picture(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("picture", metavar="PICTURE", help="a picture file")
     sub.add_argument("--model", default=DEFAULT_MODEL, metavar="MODEL", help=f"{MODEL_HELP} ({DEFAULT_MODEL})")
+    _add_arch(sub)
+
+
+def _add_arch(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--arch", metavar="ARCH", help="the model, for a single file of weights")
 
 
@@ -96,12 +101,11 @@ View = tuple[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]]  # a file
 
 
 def _arch(args: argparse.Namespace) -> View:
-    from .. import show
-    from ..factory import load_checkpoint
+    from .. import loading, show
 
-    folder = Path(args.model)
-    model = load_checkpoint(folder) if folder.is_dir() else args.model
-    return f"{folder.name}.png", show.arch, (model,), {"size": args.size, "block": args.block}
+    stored = loading.kind_of(args.model) in loading.STORED
+    model = loading.resolve(args.model, arch=args.arch) if stored else args.model
+    return f"{Path(args.model).name}.png", show.arch, (model,), {"size": args.size, "block": args.block}
 
 
 def _features(args: argparse.Namespace) -> View:
@@ -119,11 +123,12 @@ def _why(args: argparse.Namespace) -> View:
 def _picture(args: argparse.Namespace) -> tuple[Any, Any]:
     """The picture, which is looked at first, as weights may have to be fetched; and the model."""
     from ..figures import style
+    from ..loading import resolve
     from ..pictures import images
 
     if args.out:
         style.check(args.out, style.ENDINGS)
-    return images.load(args.picture), model_of(args.model, args.arch)
+    return images.load(args.picture), resolve(args.model, arch=args.arch)
 
 
 def _run(args: argparse.Namespace) -> View:

@@ -57,8 +57,8 @@ def convert_state_dict(
             tensor cannot be a weight: not dense, not floating-point, not finite, or of a negative variance.
         ValueError: `bn_eps` is not above 0 and at most 1.
     """
-    if bn_eps is not None and not 0 < bn_eps <= 1:
-        raise ValueError(f"bn_eps={bn_eps!r}: expected a number above 0 and at most 1, such as 1e-5 or 1e-3")
+    if bn_eps is not None:
+        check_eps(bn_eps)
     state_dict = unwrap(checkpoint, use_ema=use_ema)
     layout = layout_of(state_dict)
     converted = _to_our_keys(state_dict, layout)
@@ -72,6 +72,12 @@ def convert_state_dict(
         dtype = torch.promote_types(converted[key].dtype, torch.float32)
         converted[key] = (converted[key].double() + (eps - BN_EPS)).to(dtype)
     return converted
+
+
+def check_eps(bn_eps: float) -> None:
+    """Raise ValueError for what cannot be the eps of a batch norm."""
+    if not 0 < bn_eps <= 1:  # nor is it NaN
+        raise ValueError(f"bn_eps={bn_eps!r}: expected a number above 0 and at most 1, such as 1e-5 or 1e-3")
 
 
 def _check_se_order(state_dict: dict[str, Tensor], layout: Layout, model: nn.Module) -> None:

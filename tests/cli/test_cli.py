@@ -223,7 +223,7 @@ def test_predict_by_source(run, fails, pictures, net):
     message = fails("predict", pictures / "a.png", "--model", f"local-dir:{net}x")
     assert f"{net}x is no weights folder: it has no config.json" in message
     message = fails("predict", pictures / "a.png", "--checkpoint", f"local-dir:{net}", "--ema")
-    assert "use_ema is for files and folders" in message
+    assert "use_ema (--ema, --no-ema) is for files and folders of weights" in message
 
 
 def test_predict_wrong_usage(run, fails, pictures, net, tmp_path):

@@ -204,7 +204,9 @@ def test_averaged_weights(tmp_path, run, fails):
     command = ("predict", tmp_path / "a.png", "--checkpoint", file, "--topk", 1)
     assert run(*command, "--ema")[1].split() == ["100.00", "%", "class", "2"]
     assert run(*command, "--no-ema")[1].split()[0] != "100.00"
-    assert "--ema and --no-ema are for the weights of --checkpoint" in fails("predict", tmp_path / "a.png", "--ema")
+    assert "use_ema (--ema, --no-ema) is for files and folders of weights" in fails(
+        "predict", tmp_path / "a.png", "--ema"
+    )
     torch.save(raw.state_dict(), tmp_path / "x.pth")
     with pytest.raises(WeightsError, match="x.pth: use_ema=True, but the checkpoint has none of"):
         mnv3.load_checkpoint(tmp_path / "x.pth", model="mnv3_small_050", use_ema=True)
