@@ -11,6 +11,7 @@ from torch import nn
 from .arch import VARIANTS
 from .catalog import split_name
 from .convert import reading
+from .convert.foreign import Foreign
 from .deploy import runtime
 from .errors import choices
 from .factory import create_model, has_source, read_saved_model
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 STORED = ("weights", "exported", "repository")  # the kinds of what has weights of its own
 LIBRARIES = ("timm", "torchvision")
+Pictures = str | os.PathLike | Sequence[str | os.PathLike]  # files and folders
 
 
 def load(
@@ -31,7 +33,7 @@ def load(
     bn_eps: float | None = None,
     drop_background: bool = False,
     use_ema: bool | None = None,
-    calibrate: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
+    calibrate: Pictures | None = None,
     verbose: bool = False,
 ) -> nn.Module:
     """The model of a file or folder of weights, of mnv3 or from elsewhere; what `mnv3 convert` reads.
@@ -79,22 +81,35 @@ def load(
             raise ValueError(f"{option} is for checkpoints that do not say it: {path} does")
     if use_ema is not None and kind != "slim":
         raise ValueError(f"use_ema or --ema is for checkpoints with averaged weights: {path} has none")
-    if calibrate is not None:
-        from .convert.tflite.calibrate import calibrated
-
-        foreign = calibrated(path, calibrate)
-    else:
-        foreign = reading.read(path, **({} if use_ema is None else {"use_ema": use_ema}))
-    name, tag = split_name(arch or foreign.arch)
-    other = {key: value for key, value in foreign.options.items() if key in ("width", "pad_type", "arch")}
-    if arch and (name != foreign.arch or other):
-        table = "".join(f" with {key}={value!r:.40}" for key, value in other.items())
-        raise ValueError(f"{path} holds {foreign.arch}{table}, not {name}: leave --arch out (arch) to take it as it is")
+    foreign = _read_foreign(path, use_ema, calibrate)
+    tag = _tag_of(foreign, path, arch) if arch else None
     if verbose:
         print(terminal(f"{path}: {foreign.arch}; {foreign.note}"))
     if foreign.options["num_classes"] == 1001 and not drop_background:
         logger.warning("class 0 of 1001 is TensorFlow's background: drop_background or --drop-background drops it")
     return foreign.build(tag=tag, drop_background=drop_background)
+
+
+def _read_foreign(path: Path, use_ema: bool | None, calibrate: Pictures | None) -> Foreign:
+    if calibrate is None:
+        return reading.read(path, **({} if use_ema is None else {"use_ema": use_ema}))
+    from .convert.tflite.calibrate import calibrated  # needs LiteRT
+
+    return calibrated(path, calibrate)
+
+
+def _tag_of(foreign: Foreign, path: Path, arch: str) -> str | None:
+    """The tag in 'arch.tag' if the file has this arch.
+
+    Raises:
+        ValueError: It has another one.
+    """
+    name, tag = split_name(arch)
+    other = {key: value for key, value in foreign.options.items() if key in ("width", "pad_type", "arch")}
+    if name != foreign.arch or other:
+        table = "".join(f" with {key}={value!r:.40}" for key, value in other.items())
+        raise ValueError(f"{path} holds {foreign.arch}{table}, not {name}: leave --arch out (arch) to take it as it is")
+    return tag
 
 
 def kind_of(name: str) -> str | None:
