@@ -148,7 +148,7 @@ def _configuration(
         ValueError: There is no such tag.
         WeightsError: It is of a folder or repository, and says what cannot be.
     """
-    if isinstance(pretrained_cfg, dict) and pretrained_cfg.get("source") in folder.PLACES:
+    if isinstance(pretrained_cfg, dict) and pretrained_cfg.get("source") in folder.READ_FROM:
         pretrained_cfg = folder.checked(name, pretrained_cfg, source_args)
     try:
         cfg = resolve_pretrained_cfg(name, pretrained_cfg, overlay)

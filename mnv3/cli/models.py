@@ -4,11 +4,15 @@ import argparse
 import json
 import logging
 import sys
+from typing import TYPE_CHECKING
 
 from .. import arch, catalog
 from ..errors import one_line
 from ..text import terminal
 from .arguments import DEFAULT_MODEL, MODEL_HELP, Command, add_ema, columns, positive
+
+if TYPE_CHECKING:
+    from ..pictures.predict import Prediction
 
 
 def add_commands(command: Command) -> None:
@@ -150,23 +154,24 @@ def predict(args: argparse.Namespace) -> int:
         model.to(device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {args.device}: {str(error).splitlines()[0]}") from error
-    failed = 0
+    errors = 0
     predictions = predict_files(model, files, topk=args.topk, batch_size=args.batch_size)
     # On a terminal the results themselves show the progress; without one on stderr (None), tqdm shows nothing.
     disable = True if len(files) == 1 or sys.stdout.isatty() else None
     with tqdm(predictions, total=len(files), unit=" pictures", disable=disable, leave=False) as bar:
         for prediction in bar:
             if prediction.error:
-                failed += 1
+                errors += 1
                 bar.write(one_line(prediction.error), file=sys.stderr)
             elif args.json:
                 print(json.dumps({"file": str(prediction.file), "topk": prediction.topk}), flush=True)
             else:
-                print(_readable(prediction, len(files) > 1), flush=True)
-    return 1 if failed else 0
+                print(_readable(prediction, name_file=len(files) > 1), flush=True)
+    return 1 if errors else 0
 
 
-def _readable(prediction, name_file: bool) -> str:
+def _readable(prediction: "Prediction", *, name_file: bool) -> str:
+    """The classes of a picture, a line each, below the file's name if it is wanted."""
     lines = [terminal(prediction.file)] if name_file else []
     for entry in prediction.topk:
         label = entry["label"] or f"class {entry['index']}"

@@ -48,7 +48,7 @@ class Training(NamedTuple):
 
 
 def training_of(checkpoint: Mapping[str, Any]) -> Training:
-    """What a checkpoint says beside its weights; nothing is in the place of what it does not say.
+    """What a checkpoint says beside its weights; fields of what it does not say are empty.
 
     Raises:
         WeightsError: It was trained with something that no model of ours has, or says what cannot be.
@@ -77,27 +77,27 @@ def _model_args(args: Mapping[str, Any]) -> dict[str, Any]:
     given = args.get("model_kwargs") or {}
     if not isinstance(given, dict):
         raise WeightsError(f"args.model_kwargs: expected names with values, found {type(given).__name__}")
-    found = {name: value for name, value in given.items() if name not in ONLY_TRAINING}
+    model_args = {name: value for name, value in given.items() if name not in ONLY_TRAINING}
     if args.get("gp"):
-        found["global_pool"] = args["gp"]
-    check_args(found, "args.model_kwargs")
-    return found
+        model_args["global_pool"] = args["gp"]
+    check_args(model_args, "args.model_kwargs")
+    return model_args
 
 
 def _preprocessing(args: Mapping[str, Any]) -> dict[str, Any]:
     """What timm's train.py was told; its defaults are those of the model's configuration."""
-    found = {name: args[name] for name in ("interpolation", "crop_pct", "crop_mode", "mean", "std") if args.get(name)}
+    cfg = {name: args[name] for name in ("interpolation", "crop_pct", "crop_mode", "mean", "std") if args.get(name)}
     channels = args.get("in_chans") or 3
     if args.get("input_size"):
-        found["input_size"] = args["input_size"]
+        cfg["input_size"] = args["input_size"]
     elif args.get("img_size"):
-        found["input_size"] = (channels, args["img_size"], args["img_size"])
-    if found.get("input_size"):
-        found |= dict.fromkeys(("test_input_size", "pool_size"))
-    if found.get("crop_pct"):
-        found["test_crop_pct"] = None
-    check_cfg(found, "args")
-    return found
+        cfg["input_size"] = (channels, args["img_size"], args["img_size"])
+    if cfg.get("input_size"):
+        cfg |= dict.fromkeys(("test_input_size", "pool_size"))
+    if cfg.get("crop_pct"):
+        cfg["test_crop_pct"] = None
+    check_cfg(cfg, "args")
+    return cfg
 
 
 def _bn_eps(args: Mapping[str, Any]) -> float | None:
