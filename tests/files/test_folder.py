@@ -70,7 +70,7 @@ BAD = {
     "drop rate": (ARGS, "drop_rate", 7, "model_args: drop_rate=7"),
     "table is a number": (ARGS, "arch", 3, "arch 3: expected a name or a table"),
     "table is unknown": (ARGS, "arch", "medium", "model_args: unknown arch 'medium'"),
-    "many rows": (ARGS, "arch", TINY.to_dict() | {"rows": [ROW] * 100_000}, "arch rows: 100000; at most 500"),
+    "many rows": (ARGS, "arch", TINY.to_dict() | {"rows": [ROW] * 5000}, "arch rows: 5000; at most 500"),
     "rows of text": (ARGS, "arch", TINY.to_dict() | {"rows": "abc"}, "arch table: "),
     "many channels": (ARGS, "arch", TINY.to_dict() | {"last": 10**7}, "arch channels: 10000000; at most 65536"),
     "large table": (

@@ -77,6 +77,7 @@ def test_golden_logits(record):
         torch.testing.assert_close(model(golden["inputs"]), golden["outputs"], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @RECORDS
 def test_accuracy_on_real_pictures(record, shared):
     pictures = mnv3.data.load(str(shared / "images" / "cifar10_mini"), "test")
