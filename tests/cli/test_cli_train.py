@@ -1,14 +1,14 @@
 """The commands recipes, finetune, eval and ablate."""
 
 import json
-import random
+import signal
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from mnv3.train import recipe
-from mnv3.train.ablate import VARIANTS, ablate, difference
+from mnv3.train.finetune import Training
 
 
 @pytest.fixture(scope="module")
@@ -91,40 +91,7 @@ def test_faults_are_one_line(run, file, data, tmp_path, monkeypatch, args, messa
 
 
 def test_interrupted_is_status_130(run, file, tmp_path, monkeypatch):
-    import signal
-
-    from mnv3.train.finetune import Training
-
     monkeypatch.setattr(Training, "_status", lambda self: signal.raise_signal(signal.SIGINT) or {})
     status, _, err = run("finetune", file, "--out", tmp_path / "run")
     assert status == 130
     assert "go on with --resume" in err
-
-
-@pytest.mark.parametrize("count", [2, 3, 5, 11])
-def test_intervals_are_scipys(count):
-    stats = pytest.importorskip("scipy.stats", reason="needs SciPy to compare with")
-    rng = random.Random(count)
-    one, other = ([90 + rng.random() for _ in range(count)] for _ in range(2))
-    low, high = stats.ttest_rel(one, other).confidence_interval(0.95)
-    assert difference(one, other) == pytest.approx(((low + high) / 2, (high - low) / 2), rel=1e-3)
-
-
-def test_ablation(file, tmp_path):
-    variants, out = ("none", "se-first"), tmp_path / "a"
-    text = ablate(file, out=out, seeds=(0, 1), variants=variants)
-    rows = json.loads((out / "ablation.json").read_text())
-    assert tuple(row["variant"] for row in rows) == variants
-    none, se_first = rows
-    assert none["params"] < se_first["params"]
-    assert none["macs"] < se_first["macs"]
-    for row in rows:
-        assert row["mean"] == pytest.approx(sum(row["top1"]) / 2)
-        assert row["sd"] == pytest.approx(abs(row["top1"][0] - row["top1"][1]) / 2**0.5)
-        assert row["difference"][0] == pytest.approx(row["mean"] - none["mean"])
-        config = json.loads((out / f"{row['variant']}-seed1" / "config.json").read_text())
-        assert VARIANTS[row["variant"]].items() <= config["model_args"].items()
-    assert len(text.splitlines()) == 2 + len(variants)
-    assert (out / "ablation.md").read_text() == text
-    again = ablate(file, out=out, seeds=(0,), variants=("none",))  # which is done already
-    assert f"{none['top1'][0]:.2f}" in again
