@@ -81,21 +81,18 @@ def load(
             raise ValueError(f"{option} is for checkpoints that do not say it: {path} does")
     if use_ema is not None and kind != "slim":
         raise ValueError(f"use_ema or --ema is for checkpoints with averaged weights: {path} has none")
-    foreign = _read_foreign(path, use_ema, calibrate)
+    if calibrate is None:
+        foreign = reading.read(path, use_ema=use_ema)
+    else:
+        from .convert.tflite.calibrate import calibrated  # needs LiteRT
+
+        foreign = calibrated(path, calibrate)
     tag = _tag_of(foreign, path, arch) if arch else None
     if verbose:
         print(terminal(f"{path}: {foreign.arch}; {foreign.note}"))
     if foreign.options["num_classes"] == 1001 and not drop_background:
         logger.warning("class 0 of 1001 is TensorFlow's background: drop_background or --drop-background drops it")
     return foreign.build(tag=tag, drop_background=drop_background)
-
-
-def _read_foreign(path: Path, use_ema: bool | None, calibrate: Pictures | None) -> Foreign:
-    if calibrate is None:
-        return reading.read(path, **({} if use_ema is None else {"use_ema": use_ema}))
-    from .convert.tflite.calibrate import calibrated  # needs LiteRT
-
-    return calibrated(path, calibrate)
 
 
 def _tag_of(foreign: Foreign, path: Path, arch: str) -> str | None:

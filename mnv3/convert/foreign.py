@@ -1,4 +1,4 @@
-"""What a reader of another framework's files returns."""
+"""A model out of another framework's file, which all readers return."""
 
 from typing import Any, NamedTuple
 
@@ -49,7 +49,12 @@ class Foreign(NamedTuple):
 
 
 def named(table: Arch, pad_type: str) -> tuple[str, dict[str, Any]]:
-    """The registered name for a table, and the arguments that make it this table where it is none of ours."""
+    """The registered name for a table, and the arguments that make it this table where it is none of ours.
+
+    Args:
+        table: Of the network.
+        pad_type: '' for symmetric padding, 'same' for TensorFlow's.
+    """
     alike = sorted(VARIANTS.items(), key=lambda item: item[1].pad_type != pad_type)
     for name, variant in alike:
         padding = {} if variant.pad_type == pad_type else {"pad_type": pad_type}

@@ -178,6 +178,10 @@ class FamilyWeights(NamedTuple):
 def family_of(checkpoint: Mapping[str, Any], *, use_ema: bool | None = None) -> FamilyWeights:
     """A checkpoint in any layout that `convert_state_dict` knows, out of its wrapper.
 
+    Args:
+        checkpoint: What `read_checkpoint` gave.
+        use_ema: Which weights, as for `wrappers.unwrap`.
+
     Raises:
         WeightsError: It holds no weights, those of another network, or more classes or channels than we build.
     """
@@ -190,16 +194,3 @@ def family_of(checkpoint: Mapping[str, Any], *, use_ema: bool | None = None) -> 
             f"{MAX_CHANNELS:,}"
         )
     return weights
-
-
-def read_family(path: str | os.PathLike, *, use_ema: bool | None = None) -> FamilyWeights:
-    """Read a file as `family_of` takes it.
-
-    Raises:
-        WeightsError: As for `read_checkpoint` and `family_of`; the message names the file.
-    """
-    checkpoint = read_checkpoint(path)
-    try:
-        return family_of(checkpoint, use_ema=use_ema)
-    except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from error

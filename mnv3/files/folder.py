@@ -90,12 +90,15 @@ def _renamed(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse(config: dict[str, Any], source: str, location: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """timm's PretrainedCfg and the model's arguments that a checked configuration says.
+    """What a checked configuration says, in timm's terms.
 
     Args:
         config: What `read_config` gave, of a model of this family.
         source: 'local-dir' or 'hf-hub', as timm calls where it came from.
         location: The folder, or the repository with its revision.
+
+    Returns:
+        Entries of timm's PretrainedCfg, and the model's arguments.
     """
     config = _renamed(config)
     beside = {name: config[name] for name in CFG if config.get(name) is not None}

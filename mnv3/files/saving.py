@@ -111,7 +111,7 @@ def _build_args(model: nn.Module) -> dict[str, Any]:
 
 
 def golden(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Fixed inputs (2, C, 64, 64) and what the model makes of them in evaluation, to check a loaded copy by."""
+    """Inputs (2, C, 64, 64), the same for every model, and its outputs in evaluation, to check a loaded copy by."""
     size = min(64, model.pretrained_cfg["input_size"][-1])
     inputs = torch.randn(2, model.in_chans, size, size, generator=torch.Generator().manual_seed(0))
     parameter = next(model.parameters())

@@ -22,8 +22,8 @@ PLAIN = (str, int, float, list, tuple, dict)
 ONLY_TRAINING = ("drop_rate", "drop_path_rate", "drop_block_rate", "bn_momentum", "bn_eps", "pretrained")
 
 
-class Training(NamedTuple):
-    """What a checkpoint says of its model.
+class TrainingArgs(NamedTuple):
+    """What a checkpoint says of its model and its training.
 
     Attributes:
         arch: Our name, if it is one of ours, of timm's or torchvision's.
@@ -47,7 +47,7 @@ class Training(NamedTuple):
         return f"{self.arch}.{self.tag}" if self.tag else self.arch
 
 
-def training_of(checkpoint: Mapping[str, Any]) -> Training:
+def training_args_of(checkpoint: Mapping[str, Any]) -> TrainingArgs:
     """What a checkpoint says beside its weights; fields of what it does not say are empty.
 
     Raises:
@@ -58,11 +58,11 @@ def training_of(checkpoint: Mapping[str, Any]) -> Training:
     args = {name: value for name, value in args.items() if isinstance(value, PLAIN)}
     name = next((name for name in (checkpoint.get("arch"), args.get("model")) if isinstance(name, str)), None)
     if name is None:
-        return Training(own=bool(args) or any(key in checkpoint for key in OF_TRAINING))
+        return TrainingArgs(own=bool(args) or any(key in checkpoint for key in OF_TRAINING))
     arch = arch_named(name) or TORCHVISION_NAMES.get(name)
     if arch is None:
-        return Training(own=True)
-    return Training(arch, _known_tag(arch, name), _model_args(args), _preprocessing(args), _bn_eps(args), own=True)
+        return TrainingArgs(own=True)
+    return TrainingArgs(arch, _known_tag(arch, name), _model_args(args), _preprocessing(args), _bn_eps(args), own=True)
 
 
 def _known_tag(arch: str, name: str) -> str | None:
@@ -110,21 +110,31 @@ def _bn_eps(args: Mapping[str, Any]) -> float | None:
     return eps
 
 
-def read(file: str | os.PathLike, *, use_ema: bool | None = None) -> tuple[FamilyWeights, Training]:
+def read(file: str | os.PathLike, *, use_ema: bool | None = None) -> tuple[FamilyWeights, TrainingArgs]:
     """The weights of a file, and what it says beside them.
 
+    Args:
+        file: What a trainer or torch.save wrote, or safetensors.
+        use_ema: Which weights, as for `wrappers.unwrap`.
+
     Raises:
-        WeightsError: As for `read_checkpoint`, `family_of` and `training_of`; the message names the file.
+        WeightsError: As for `read_checkpoint`, `family_of` and `training_args_of`; the message names the file.
     """
     checkpoint = read_checkpoint(file)
     try:
-        return family_of(checkpoint, use_ema=use_ema), training_of(checkpoint)
+        return family_of(checkpoint, use_ema=use_ema), training_args_of(checkpoint)
     except WeightsError as error:
         raise WeightsError(f"{file}: {error}") from error
 
 
 def at_usual_eps(weights: FamilyWeights, arch: str, eps: float | None) -> dict[str, Tensor]:
-    """A state dict that gives with its layout's own eps what it gave with the one that it was trained with."""
+    """A state dict whose model computes with its layout's own eps what it computed with that of its training.
+
+    Args:
+        weights: In any layout.
+        arch: The registered name of their model.
+        eps: Of the batch norms that they were trained with; None for the layout's own.
+    """
     state_dict = weights.state_dict
     usual = layout_of(state_dict).eps(SimpleNamespace(pad_type=VARIANTS[arch].pad_type))
     if eps in (None, usual):

@@ -20,7 +20,7 @@ import mnv3
 from mnv3 import WeightsError, arch, convert_state_dict
 from mnv3.catalog import WEIGHTS_FILE
 from mnv3.files import archives, checkpoint
-from mnv3.files.checkpoint import family_of, read_checkpoint, read_family
+from mnv3.files.checkpoint import family_of, read_checkpoint
 
 TINY = mnv3.Arch(
     stem=8, rows=(mnv3.Bneck(3, 16, 8, True, "RE", 2), mnv3.Bneck(5, 24, 16, True, "HS", 2)), last=32, head=40
@@ -262,7 +262,7 @@ def test_a_whole_training_state_is_within_the_limits(tmp_path):
     assert count < archives.MAX_OPCODES / 3
     assert len(records["data.pkl"]) < archives.MAX_PICKLE / 3
     assert len(records) < archives.MAX_MEMBERS / 3
-    assert read_family(tmp_path / "x.pth").num_classes == 10
+    assert family_of(read_checkpoint(tmp_path / "x.pth")).num_classes == 10
 
 
 # --- tensors that are no weights (issue 13) --------------------------------------------------------------------------
