@@ -246,8 +246,8 @@ def test_closed_pipe():
 
 
 def test_ctrl_c(run, net, pictures, monkeypatch):
-    """While a picture is read."""
-    monkeypatch.setattr(mnv3.images, "load", lambda path: signal.raise_signal(signal.SIGINT) or time.sleep(0.5))
+    """While a picture is read, in a thread of its own."""
+    monkeypatch.setattr(mnv3.images, "load", lambda path: os.kill(os.getpid(), signal.SIGINT) or time.sleep(0.5))
     assert run("predict", pictures / "a.png", "--checkpoint", net) == (130, "", "")
 
 
