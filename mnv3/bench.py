@@ -20,11 +20,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import nn
 
-from .arch import VARIANTS
+from . import loading
 from .deploy import runtime
 from .deploy.drafts import failed
 from .deploy.exporter import check_size, deployable, describe
@@ -33,8 +32,7 @@ from .deploy.formats import FORMATS, Graph
 from .deploy.runtime import quiet
 from .deploy.seal import unchecked
 from .deploy.timing import repeat
-from .errors import ExportError, choices, names
-from .factory import create_model, load_checkpoint
+from .errors import ExportError, names
 from .text import markdown_table
 
 IN_TORCH = ("eager", "fused", "onednn", "compile", "optimize")
@@ -118,13 +116,13 @@ def bench(
 
 def _cases(model: str, runtimes: Sequence[str], batch: int, size: int, folder: Path) -> list[Case]:
     """What to run of one model; exported files are written here, once for all numbers of threads."""
-    if (name := runtime.format_of(Path(model))) and Path(model).exists():
+    if loading.kind_of(model) == "exported":
         meta = runtime.load(model).metadata
         if "size" not in meta["dynamic"] and meta["input_size"][-1] != size:
             raise ValueError(f"{model} takes pictures of {meta['input_size'][-1]} px: give --size")
         if "batch" not in meta["dynamic"] and meta["batch"] != batch:
             raise ValueError(f"{model} takes {meta['batch']} pictures at a time, not {batch}")
-        return [Case(model, name, 1, batch, size, model)]
+        return [Case(model, runtime.format_of(Path(model)), 1, batch, size, model)]
     found = []
     for name in runtimes:
         if (name in OURS_ONLY and not _is_ours(model)) or (batch > 1 and name in FORMATS and not FORMATS[name].batches):
@@ -138,7 +136,7 @@ def _cases(model: str, runtimes: Sequence[str], batch: int, size: int, folder: P
 
 
 def _is_ours(name: str) -> bool:
-    return Path(name).exists() or name.partition(".")[0] in VARIANTS
+    return loading.kind_of(name) not in loading.LIBRARIES
 
 
 def build(name: str) -> nn.Module:
@@ -147,19 +145,8 @@ def build(name: str) -> nn.Module:
     Raises:
         ValueError: There is none of this name.
     """
-    if Path(name).exists():
-        return load_checkpoint(name).eval()
-    if _is_ours(name):
-        return create_model(name, pretrained="." in name).eval()
-    library, _, rest = name.rpartition("/")
-    if library in ("", "timm") and timm.is_model(rest):
-        return _alive(timm.create_model(rest).eval())
-    if library in ("", "torchvision"):
-        import torchvision
-
-        if rest in torchvision.models.list_models(torchvision.models):
-            return _alive(torchvision.models.get_model(rest).eval())
-    raise ValueError(f"no model {name!r} in mnv3, timm or torchvision. {choices(name, VARIANTS)}")
+    model = loading.resolve(name, pretrained=False).eval()
+    return model if _is_ours(name) else _alive(model)
 
 
 def _alive(model: nn.Module) -> nn.Module:

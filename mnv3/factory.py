@@ -54,19 +54,19 @@ def has_source(name: str) -> bool:
 
 def _from_source(name: str, **kwargs: Any) -> nn.Module:
     """The model of a repository or folder, by the configuration in it."""
-    source, _, place = name.partition(":")
-    if PREFIXES[source] == "local-dir":
-        config = read_config(place)
+    prefix, _, location = name.partition(":")
+    if PREFIXES[prefix] == "local-dir":
+        config = read_config(location)
     else:
-        repo, _, revision = place.partition("@")
+        repo, _, revision = location.partition("@")
         options = {"revision": revision or None, "cache_dir": kwargs.get("cache_dir")}
         file = fetch.fetch_hub(repo, saving.CONFIG_FILE, **options)
         config = read_config_file(file)
         if re.fullmatch("[0-9a-f]{40}", file.parent.name):  # the weights of the same commit
-            place = f"{repo}@{file.parent.name}"
-    arch = _arch_of(config, place)
-    cfg, args = parse(config, PREFIXES[source], place)
-    with _naming(place):
+            location = f"{repo}@{file.parent.name}"
+    arch = _arch_of(config, location)
+    cfg, args = parse(config, PREFIXES[prefix], location)
+    with _naming(location):
         return timm.create_model(arch, pretrained_cfg=cfg, pretrained_model_args=args, **(args | kwargs))
 
 
@@ -96,48 +96,53 @@ def load_checkpoint(
         if use_ema is not None:
             raise ValueError(f"use_ema is for files and folders: give the folder or file of {path}")
         return create_model(str(path), pretrained=True, **kwargs)
-    found = read_source(path, model=model, use_ema=use_ema)
-    arch, _ = split_name(found.name)
-    overlay = {"state_dict": trained.at_usual_eps(found.weights, arch, found.bn_eps)}
-    overlay |= kwargs.pop("pretrained_cfg_overlay", None) or {}
-    kwargs = dict(found.model_args) | kwargs
-    if Path(path).is_dir():
-        name = arch
-        described = {"pretrained_cfg": found.cfg, "pretrained_model_args": found.model_args}
-    else:
-        name, overlay, described = found.name, found.cfg | overlay, {"num_classes": found.weights.num_classes}
-    with _naming(path):
-        return create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **(described | kwargs))
+    return read_saved_model(path, model=model, use_ema=use_ema).build(**kwargs)
 
 
 @contextmanager
-def _naming(place: str | os.PathLike[str]) -> Iterator[None]:
+def _naming(location: str | os.PathLike) -> Iterator[None]:
     """Let errors of weights say whose they are."""
     try:
         yield
     except WeightsError as error:
-        raise WeightsError(str(error) if str(place) in str(error) else f"{place}: {error}") from error
+        raise WeightsError(str(error) if str(location) in str(error) else f"{location}: {error}") from error
 
 
-class Source(NamedTuple):
+class SavedModel(NamedTuple):
     """The weights of a folder or file, and what is known of their model.
 
     Attributes:
+        path: The folder or file.
         name: `arch`, or `arch.tag`.
         weights: As they are in the file.
         cfg: Entries for timm's PretrainedCfg; of a folder, all of it.
         model_args: The arguments that it was built with.
-        bn_eps: Of its batch norms, if not their layout's own.
+        bn_eps: Of the batch norms that it was trained with, if not their layout's own.
     """
 
+    path: Path
     name: str
     weights: FamilyWeights
     cfg: dict[str, Any]
     model_args: dict[str, Any]
     bn_eps: float | None
 
+    def build(self, **kwargs: Any) -> nn.Module:
+        """The model with these weights; `kwargs` and errors as for `load_checkpoint`."""
+        weights = trained.at_usual_eps(self.weights, self.name.partition(".")[0], self.bn_eps)
+        overlay: dict[str, Any] = {"state_dict": weights}
+        if self.path.is_dir():
+            described = {"pretrained_cfg": self.cfg, "pretrained_model_args": self.model_args}
+        else:
+            overlay |= self.cfg
+            described = {"num_classes": self.weights.num_classes}
+        overlay |= kwargs.pop("pretrained_cfg_overlay", None) or {}
+        options = described | self.model_args | kwargs
+        with _naming(self.path):
+            return create_model(self.name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
 
-def read_source(path: str | os.PathLike[str], *, model: str | None = None, use_ema: bool | None = None) -> Source:
+
+def read_saved_model(path: str | os.PathLike, *, model: str | None = None, use_ema: bool | None = None) -> SavedModel:
     """Read what `load_checkpoint` makes a model of; arguments and errors are the same."""
     path = Path(path)
     arch, tag = split_name(model) if model else (None, None)
@@ -145,7 +150,7 @@ def read_source(path: str | os.PathLike[str], *, model: str | None = None, use_e
         arch = check_architecture(path, arch)
         cfg, args = parse(read_config(path), "local-dir", str(path))
         weights, training = trained.read(weights_in(path), use_ema=use_ema)
-        return Source(model or arch, weights, cfg, args, training.bn_eps)
+        return SavedModel(path, arch, weights, cfg, args, training.bn_eps)
     weights, training = trained.read(path, use_ema=use_ema)
     if not (arch or training.arch):
         advice = f"give its name (model, --model, --arch). {choices('', VARIANTS)}"
@@ -154,7 +159,7 @@ def read_source(path: str | os.PathLike[str], *, model: str | None = None, use_e
         raise ValueError(f"{path} is a checkpoint of {training.arch}, not {arch}")
     name = model if tag or not training.arch else training.name
     cfg = {"file": str(path)} | (trained.UNKNOWN if training.own or not tag else {}) | training.cfg
-    return Source(name, weights, cfg, dict(training.model_args), training.bn_eps)
+    return SavedModel(path, name, weights, cfg, dict(training.model_args), training.bn_eps)
 
 
 def check_architecture(folder: str | os.PathLike[str], expected: str | None = None) -> str:
@@ -170,11 +175,11 @@ def check_architecture(folder: str | os.PathLike[str], expected: str | None = No
     return arch
 
 
-def _arch_of(config: dict[str, Any], place: str | os.PathLike[str]) -> str:
+def _arch_of(config: dict[str, Any], location: str | os.PathLike) -> str:
     name = config["architecture"]
     arch = arch_named(name)
     if arch is None:
-        raise WeightsError(f"{place} holds {name!r:.80}. {choices(name[:80], [*VARIANTS, *TIMM_NAMES])}")
+        raise WeightsError(f"{location} holds {name!r:.80}. {choices(name[:80], [*VARIANTS, *TIMM_NAMES])}")
     return arch
 
 

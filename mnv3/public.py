@@ -10,6 +10,7 @@ from .files.conversion import convert_state_dict
 from .files.saving import save
 from .hub import publish
 from .layers import set_bn_eps
+from .loading import load
 from .model import MobileNetV3
 from .pictures import data, images
 from .pictures.evaluate import evaluate
@@ -35,6 +36,7 @@ __all__ = [
     "finetune",
     "fuse",
     "images",
+    "load",
     "load_checkpoint",
     "predict",
     "publish",

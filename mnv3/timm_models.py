@@ -82,22 +82,14 @@ def _create(
     features_only: bool = False,
     **kwargs: Any,
 ) -> nn.Module:
-    variant = VARIANTS[name]
-    if isinstance(pretrained_cfg, dict) and pretrained_cfg.get("source") in folder.PLACES:
-        pretrained_cfg = folder.checked(name, pretrained_cfg, kwargs.get("pretrained_model_args") or {})
+    """A model as timm's `build_model_with_cfg` makes it, of weights in any layout, verified and described."""
     if isinstance(pretrained, str):
         pretrained_cfg, pretrained = find(name, pretrained).tag, True
     elif not isinstance(pretrained, bool):
         raise ValueError(f"pretrained={pretrained!r}: expected True, False or a tag of {name}")
-    try:
-        cfg = resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay)
-    except RuntimeError:
-        find(name, str(pretrained_cfg))  # says which tags there are
-        raise
-    overlay = pretrained_cfg_overlay or {}
-    if pretrained_cfg is None and not (pretrained and overlay.keys().isdisjoint(SOURCES)):
-        # random weights, or others than those published: nothing of the default ones is true of them
-        cfg = dataclasses.replace(cfg, **(trained.UNKNOWN | {k: overlay[k] for k in trained.UNKNOWN if k in overlay}))
+    source_args = kwargs.get("pretrained_model_args") or {}
+    cfg = _configuration(name, pretrained_cfg, pretrained_cfg_overlay or {}, source_args, pretrained=pretrained)
+    variant = VARIANTS[name]
     defaults = {"arch": variant.table, "width": variant.width, "pad_type": variant.pad_type}
     kwargs = defaults | kwargs
     if (output_stride := kwargs.pop("output_stride", None)) is not None:
@@ -106,43 +98,67 @@ def _create(
     if new_classifier:
         cfg = dataclasses.replace(cfg, num_classes=kwargs.setdefault("num_classes", variant.num_classes))
     model_args = {key: value for key, value in kwargs.items() if key not in _TIMM_ARGS}
-    probe = MobileNetV3(**(model_args | {"device": "meta"}))  # bad values are refused before anything is fetched
-    load_cfg = cfg
+    outline = MobileNetV3(**(model_args | {"device": "meta"}))  # bad values are refused before anything is fetched
+    convert = partial(convert_state_dict, drop_background=bool(cfg.label_offset))
+    bn_eps, load_cfg = None, cfg
     if pretrained:
-        load_cfg = _with_weights(
-            name,
-            cfg,
-            cache_dir,
-            any_classes=features_only or "num_classes" in kwargs,
-            in_chans=(kwargs.get("pretrained_model_args") or {}).get("in_chans"),
-        )
-        kwargs.setdefault("in_chans", load_cfg.input_size[0])
-        cfg = dataclasses.replace(cfg, num_classes=load_cfg.num_classes, input_size=load_cfg.input_size)
-        if new_classifier:
+        any_classes = features_only or "num_classes" in kwargs
+        load_cfg = _with_weights(name, cfg, cache_dir, any_classes=any_classes, in_chans=source_args.get("in_chans"))
+        cfg = dataclasses.replace(load_cfg, source=cfg.source)
+        if new_classifier:  # the tag and the names are of the classes of the old one
             load_cfg = dataclasses.replace(load_cfg, num_classes=NEW_CLASSIFIER)
-            # the tag and the names are of the classes of the old one
             cfg = dataclasses.replace(cfg, num_classes=kwargs["num_classes"], tag=None, label_names=None)
+        kwargs.setdefault("in_chans", cfg.input_size[0])
         bn_eps = kwargs.pop("bn_eps", None)  # the weights are for BN_EPS
-    feature_cfg = {"out_indices": tuple(range(len(probe.feature_info))), "flatten_sequential": True}
+    feature_cfg = {"out_indices": tuple(range(len(outline.feature_info))), "flatten_sequential": True}
     model = build_model_with_cfg(
         MobileNetV3,
         name,
         pretrained,
         pretrained_cfg=load_cfg,
-        pretrained_filter_fn=partial(convert_state_dict, drop_background=bool(cfg.label_offset)),
+        pretrained_filter_fn=convert,
         feature_cfg=feature_cfg | (kwargs.pop("feature_cfg", None) or {}),
         features_only=features_only,
         **kwargs,
     )
-    if pretrained and bn_eps is not None:
+    if bn_eps is not None:
         set_bn_eps(model, bn_eps)
-    if not features_only:
+    described = dataclasses.replace(cfg, state_dict=None).to_dict()  # what weights there were are in the model now
+    if features_only:
+        described = pretrained_cfg_for_features(described)
+    else:
         model.register_load_state_dict_pre_hook(_take_any_layout)
-    found = dataclasses.replace(cfg, state_dict=None).to_dict()  # what weights there were are in the model now
-    model.pretrained_cfg = model.default_cfg = pretrained_cfg_for_features(found) if features_only else found
+    model.pretrained_cfg = model.default_cfg = described
     # what config.json has to say to build the model again
     model._model_args = {k: v for k, v in model_args.items() if k not in ("device", "dtype") and v != defaults.get(k)}
     return model
+
+
+def _configuration(
+    name: str,
+    pretrained_cfg: PretrainedCfg | dict[str, Any] | str | None,
+    overlay: dict[str, Any],
+    source_args: dict[str, Any],
+    *,
+    pretrained: bool,
+) -> PretrainedCfg:
+    """The configuration that describes the model: the given one, that of a tag, or that of the default checkpoint.
+
+    Raises:
+        ValueError: There is no such tag.
+        WeightsError: It is of a folder or repository, and says what cannot be.
+    """
+    if isinstance(pretrained_cfg, dict) and pretrained_cfg.get("source") in folder.READ_FROM:
+        pretrained_cfg = folder.checked(name, pretrained_cfg, source_args)
+    try:
+        cfg = resolve_pretrained_cfg(name, pretrained_cfg, overlay)
+    except RuntimeError:
+        find(name, str(pretrained_cfg))  # says which tags there are
+        raise
+    if pretrained_cfg is None and not (pretrained and overlay.keys().isdisjoint(SOURCES)):
+        # random weights, or others than those published: nothing of the default ones is true of them
+        cfg = dataclasses.replace(cfg, **(trained.UNKNOWN | {k: overlay[k] for k in trained.UNKNOWN if k in overlay}))
+    return cfg
 
 
 def _with_output_stride(arch: Arch, output_stride: int) -> Arch:
@@ -191,27 +207,28 @@ def _with_weights(
         in_chans: The channels that the weights are said to have.
     """
     if cfg.state_dict:  # given with pretrained_cfg_overlay, it comes before any file, as in timm
-        path, found = cfg.file or "the state dict", checkpoint.family_of(cfg.state_dict)
+        path, weights = cfg.file or "the state dict", checkpoint.family_of(cfg.state_dict)
     else:
         path = fetch.locate(cfg, cache_dir=cache_dir)
-        found, training = trained.read(path)
-        found = found._replace(state_dict=trained.at_usual_eps(found, name, training.bn_eps))
-    classes = found.num_classes - (cfg.label_offset or 0)
+        weights, training = trained.read(path)
+        weights = weights._replace(state_dict=trained.at_usual_eps(weights, name, training.bn_eps))
+    classes = max(weights.num_classes - (cfg.label_offset or 0), 0)
     if classes != cfg.num_classes and not any_classes:
-        has = f"has {classes} classes" if classes > 0 else "has no classifier"
+        has = f"has {classes} classes" if classes else "has no classifier"
         raise WeightsError(
-            f"{path} {has}, {cfg.architecture} {cfg.num_classes}: pass num_classes={max(classes, 0)} to take it "
+            f"{path} {has}, {cfg.architecture} {cfg.num_classes}: pass num_classes={classes} to take it "
             "as it is, or another number for a new classifier"
         )
-    if in_chans not in (None, found.in_chans):
-        raise WeightsError(f"{path} is for pictures of {found.in_chans} channels, {saving.CONFIG_FILE} says {in_chans}")
+    if in_chans not in (None, weights.in_chans):
+        expected = f"{saving.CONFIG_FILE} says {in_chans}"
+        raise WeightsError(f"{path} is for pictures of {weights.in_chans} channels, {expected}")
     return dataclasses.replace(
         cfg,
         source=None,
-        state_dict=found.state_dict,
+        state_dict=weights.state_dict,
         num_classes=classes,
         label_offset=None,
-        input_size=(found.in_chans, *cfg.input_size[1:]),
+        input_size=(weights.in_chans, *cfg.input_size[1:]),
     )
 
 

@@ -5,7 +5,7 @@ import tempfile
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from .arguments import MODEL_HELP, Command, model_of, positive
+from .arguments import MODEL_HELP, Command, positive
 
 PORT = 8000
 
@@ -32,6 +32,7 @@ def add_commands(command: Command) -> None:
 def run_demo(args: argparse.Namespace) -> int:
     """`mnv3 demo MODEL`."""
     from ..demo import server, site
+    from ..loading import resolve
 
     if args.port and not args.serve:
         raise ValueError("--port is for --serve")
@@ -42,7 +43,7 @@ def run_demo(args: argparse.Namespace) -> int:
         # the port first: to find that it is taken after a minute of work would be late
         running = stack.enter_context(server.server(folder, args.port or PORT)) if args.serve else None
         file = Path(args.model)
-        model = file if file.suffix.lower() == ".onnx" and file.is_file() else model_of(args.model, args.arch)
+        model = file if file.suffix.lower() == ".onnx" and file.is_file() else resolve(args.model, arch=args.arch)
         folder = site.write(
             model, folder, runtime=args.runtime, webgpu=args.webgpu, half=args.half, exist_ok=args.force
         )

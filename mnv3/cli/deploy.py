@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .arguments import MODEL_HELP, Command, model_of, positive
+from .arguments import MODEL_HELP, Command, positive
 
 
 def add_commands(command: Command) -> None:
@@ -69,9 +69,10 @@ def _add_model_and_file(sub: argparse.ArgumentParser, formats: str, name: str) -
 def _model_and_file(args: argparse.Namespace, ending: str = "") -> tuple[Any, Path]:
     """The model, and where to write it: by default its name, `ending`, and the format's own."""
     from ..deploy.exporter import format_named
+    from ..loading import resolve
 
     suffix = format_named(args.to).suffix  # before the model is loaded
-    model = model_of(args.model, args.arch)
+    model = resolve(args.model, arch=args.arch)
     return model, args.out or Path(f"{model.pretrained_cfg.get('architecture')}{ending}{suffix}")
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from ..errors import ExportError, PublishError, TrainingStopped, WeightsError, one_line
 from ..text import terminal
 from ..version import __version__
-from . import convert, demo, deploy, hub, models, show, train
+from . import convert, demo, deploy, hub, models, predict, show, train
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,6 +72,6 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    for group in (models, convert, train, deploy, demo, hub, show):
+    for group in (models, predict, convert, train, deploy, demo, hub, show):
         group.add_commands(command)
     return parser

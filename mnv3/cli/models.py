@@ -1,16 +1,16 @@
-"""The commands `mnv3 list`, `info` and `predict`."""
+"""The commands `mnv3 list` and `info`."""
 
 import argparse
 import json
-import logging
-import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .. import arch, catalog
-from ..errors import one_line
 from ..table import table_rows
-from ..text import aligned_columns, markdown_table, terminal
-from .arguments import DEFAULT_MODEL, Command, positive
+from ..text import aligned_columns, markdown_table
+from .arguments import Command, positive
+
+if TYPE_CHECKING:
+    pass
 
 
 def add_commands(command: Command) -> None:
@@ -24,25 +24,6 @@ def add_commands(command: Command) -> None:
     sub.epilog = "Columns as in the paper: exp size, #out, SE, NL (RE: ReLU, HS: h-swish), s: stride."
     sub.add_argument("arch", metavar="ARCH[.TAG]", help="a name of `mnv3 list`")
     sub.add_argument("--size", type=positive, metavar="PX", help="pixels along a side, for the MACs")
-
-    sub = command("predict", predict, "Classify pictures.")
-    sub.add_argument("files", nargs="+", metavar="FILE|FOLDER", help="pictures, or folders of them")
-    sub.add_argument(
-        "--model",
-        metavar="ARCH[.TAG]",
-        help="a name of `mnv3 list --pretrained`, without a tag the first of the model; or hf-hub:NAMESPACE/NAME, "
-        f"local-dir:FOLDER ({DEFAULT_MODEL})",
-    )
-    sub.add_argument(
-        "--checkpoint",
-        metavar="FILE|FOLDER",
-        help="your own weights, where a file that does not say its model needs --model too, or an exported file",
-    )
-    sub.add_argument("--ema", action=argparse.BooleanOptionalAction, help="averaged weights, or not (if there are any)")
-    sub.add_argument("--topk", type=positive, default=5, metavar="K", help="classes per picture (5)")
-    sub.add_argument("--batch-size", type=positive, default=32, metavar="N", help="pictures at a time (32)")
-    sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps ... (cpu)")
-    sub.add_argument("--json", action="store_true", help="one JSON object a picture and line")
 
 
 def list_models(args: argparse.Namespace) -> int:
@@ -109,67 +90,3 @@ def info(args: argparse.Namespace) -> int:
     for line in aligned_columns(rows, "<<<<"):
         print(f"  {line}")
     return 0
-
-
-def predict(args: argparse.Namespace) -> int:
-    """`mnv3 predict`."""
-    import torch
-    from tqdm import tqdm
-
-    from ..deploy import runtime
-    from ..factory import create_model, has_source, load_checkpoint
-    from ..pictures import images
-    from ..pictures.predict import predict as predict_files
-
-    files = list(images.find(args.files))  # first what needs no download
-    if not files:
-        raise ValueError(f"no pictures in {', '.join(args.files)}")
-    if args.ema is not None and not args.checkpoint:
-        raise ValueError("--ema and --no-ema are for the weights of --checkpoint")
-    if args.checkpoint:
-        if not has_source(args.checkpoint) and not Path(args.checkpoint).exists():
-            raise ValueError(f"--checkpoint {args.checkpoint}: no such file or folder")
-        exported = runtime.format_of(Path(args.checkpoint))
-        if exported and (args.model or args.device != "cpu"):
-            raise ValueError(f"{args.checkpoint}: an exported file says which model it is, and runs on the CPU")
-        if exported and args.ema is not None:
-            raise ValueError(f"{args.checkpoint}: an exported file has no averaged weights beside its own")
-        options = {"model": args.model, "use_ema": args.ema}
-        model = runtime.load(args.checkpoint) if exported else load_checkpoint(args.checkpoint, **options)
-    elif args.model:
-        name = None if has_source(args.model) else catalog.split_name(args.model)[0]
-        if name and not catalog.checkpoints(name):
-            raise ValueError(f"no weights are published for {name} (see `mnv3 list`): give your own with --checkpoint")
-        model = create_model(args.model, pretrained=True)
-    else:
-        logging.getLogger("mnv3").warning("no --model: %s, the ten classes of CIFAR-10", DEFAULT_MODEL)
-        model = create_model(DEFAULT_MODEL, pretrained=True)
-    try:
-        device = torch.device(args.device)
-        if device.type == "meta":
-            raise RuntimeError("it holds no values, so nothing can be computed on it")
-        model.to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {args.device}: {str(error).splitlines()[0]}") from error
-    failed = 0
-    predictions = predict_files(model, files, topk=args.topk, batch_size=args.batch_size)
-    # On a terminal the results themselves show the progress; without one on stderr (None), tqdm shows nothing.
-    disable = True if len(files) == 1 or sys.stdout.isatty() else None
-    with tqdm(predictions, total=len(files), unit=" pictures", disable=disable, leave=False) as bar:
-        for prediction in bar:
-            if prediction.error:
-                failed += 1
-                bar.write(one_line(prediction.error), file=sys.stderr)
-            elif args.json:
-                print(json.dumps({"file": str(prediction.file), "topk": prediction.topk}), flush=True)
-            else:
-                print(_readable(prediction, len(files) > 1), flush=True)
-    return 1 if failed else 0
-
-
-def _readable(prediction, name_file: bool) -> str:
-    lines = [terminal(prediction.file)] if name_file else []
-    for entry in prediction.topk:
-        label = entry["label"] or f"class {entry['index']}"
-        lines.append(f"{100 * entry['prob']:6.2f} %  {terminal(label)}")
-    return "\n".join(lines)

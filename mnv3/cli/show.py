@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .arguments import DEFAULT_MODEL, MODEL_HELP, Command, model_of, positive
+from .arguments import DEFAULT_MODEL, MODEL_HELP, Command, positive
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,7 +31,8 @@ def add_commands(command: Command) -> None:
         return sub
 
     sub = view("arch", draw_arch, "Draw the table of a network, what every row costs, and its blocks.", "ARCH.png")
-    sub.add_argument("model", metavar="ARCH[.TAG]|FOLDER", help="a name of `mnv3 list`, or a weights folder")
+    sub.add_argument("model", metavar="ARCH[.TAG]|FOLDER|FILE", help="a name of `mnv3 list`, or weights")
+    _add_arch(sub)
     sub.add_argument("--size", type=positive, metavar="PX", help="pixels along a side (those that it is for)")
     sub.add_argument(
         "--block", type=int, metavar="N", help="draw this block, from 0 (a whole one, and one that halves)"
@@ -84,6 +85,10 @@ COMPARED = (
 def _add_picture(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("picture", metavar="PICTURE", help="a picture file")
     sub.add_argument("--model", default=DEFAULT_MODEL, metavar="MODEL", help=f"{MODEL_HELP} ({DEFAULT_MODEL})")
+    _add_arch(sub)
+
+
+def _add_arch(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--arch", metavar="ARCH", help="the model, for a single file of weights")
 
 
@@ -102,12 +107,11 @@ def run_show(args: argparse.Namespace) -> int:
 
 def draw_arch(args: argparse.Namespace) -> Path:
     """`mnv3 show arch`."""
-    from .. import show
-    from ..factory import load_checkpoint
+    from .. import loading, show
 
-    folder = Path(args.model)
-    model = load_checkpoint(folder) if folder.is_dir() else args.model
-    file = args.out or Path(f"{folder.name}.png")
+    stored = loading.kind_of(args.model) in loading.STORED
+    model = loading.resolve(args.model, arch=args.arch) if stored else args.model
+    file = args.out or Path(f"{Path(args.model).name}.png")
     show.arch(model, size=args.size, block=args.block, path=file, dark=args.dark)
     return file
 
@@ -133,10 +137,11 @@ def draw_why(args: argparse.Namespace) -> Path:
 def _picture_and_model(args: argparse.Namespace, file: Path) -> tuple["Image", "Module"]:
     """What is drawn into a file; weights may have to be fetched, so all else is looked at first."""
     from ..figures import style
+    from ..loading import resolve
     from ..pictures import images
 
     style.check(file)
-    return images.load(args.picture), model_of(args.model, args.arch)
+    return images.load(args.picture), resolve(args.model, arch=args.arch)
 
 
 def draw_run(args: argparse.Namespace) -> Path:

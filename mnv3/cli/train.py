@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..text import aligned_columns, terminal
 from ..train import recipe as recipes
-from .arguments import MODEL_HELP, Command, model_of, positive
+from .arguments import MODEL_HELP, Command, add_ema, positive
 
 
 def add_commands(command: Command) -> None:
@@ -26,7 +26,7 @@ def add_commands(command: Command) -> None:
     sub.add_argument("--data-dir", default="data", metavar="FOLDER", help="where torchvision's CIFAR lies (data)")
     sub.add_argument("--download", action="store_true", help="let torchvision download it there")
     sub.add_argument("--arch", metavar="ARCH", help="the model, for a single file of weights")
-    sub.add_argument("--ema", action=argparse.BooleanOptionalAction, help="averaged weights, or not (if there are any)")
+    add_ema(sub)
     sub.add_argument("--tta", default="none", choices=("none", "flip"), help="flip: average with the mirror image")
     sub.add_argument("--batch-size", type=positive, default=256, metavar="N", help="pictures at a time (256)")
     sub.add_argument("--workers", type=int, default=2, metavar="N", help="processes that read pictures (2)")
@@ -77,12 +77,13 @@ def run_finetune(args: argparse.Namespace) -> int:
 def run_eval(args: argparse.Namespace) -> int:
     """`mnv3 eval MODEL --data DATA`."""
     from ..figures.charts import confusion
+    from ..loading import resolve
     from ..pictures import data
     from ..pictures.evaluate import evaluate
     from ..train.processes import leave_together, process_group
 
     pictures = data.load(args.data, args.split, data_dir=args.data_dir, download=args.download)
-    model = model_of(args.model, args.arch, use_ema=args.ema)
+    model = resolve(args.model, arch=args.arch, use_ema=args.use_ema)
     accelerator = process_group()
     metrics = evaluate(
         model.to(accelerator.device),

@@ -40,12 +40,12 @@ def read(
                 if name in root.keys():  # noqa: SIM118 - `in root` follows links
                     top = _child(h5py, root, name)
                     break
-            found = list(_datasets(h5py, top, "", leave_out, MAX_DEPTH, [MAX_ENTRIES]))
-            for name, dataset in found:
+            datasets = list(_datasets(h5py, top, "", leave_out, MAX_DEPTH, [MAX_ENTRIES]))
+            for name, dataset in datasets:
                 _check_plain(h5py, name, dataset)
-            if (declared := sum(dataset.nbytes for _, dataset in found)) > size:
+            if (declared := sum(dataset.nbytes for _, dataset in datasets)) > size:
                 raise WeightsError(f"it declares {declared} bytes of arrays, and has {size} in all")
-            return {name: np.asarray(dataset[()]).astype(dataset.dtype.newbyteorder("=")) for name, dataset in found}
+            return {name: np.asarray(dataset[()]).astype(dataset.dtype.newbyteorder("=")) for name, dataset in datasets}
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from None
     except Exception as error:  # h5py has OSError, RuntimeError, KeyError, ValueError ... for damage
@@ -65,8 +65,8 @@ def attribute(path: Path, name: str, *, limit: int) -> str | None:
         with h5py.File(path, "r") as root:
             if name not in root.attrs:
                 return None
-            found = root.attrs.get_id(name)
-            if found.shape != () or found.get_storage_size() > limit or found.dtype.kind not in "OS":
+            stored = root.attrs.get_id(name)
+            if stored.shape != () or stored.get_storage_size() > limit or stored.dtype.kind not in "OS":
                 raise WeightsError(f"its attribute {name} is no single text")
             text = root.attrs[name]
     except OSError:  # `read` says what is wrong with the file

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import WeightsError
-from ..files.layouts import some
+from ..files.layouts import listed
 from . import hdf5, keras_config, keras_graph
 from .foreign import Foreign
 from .tensorflow import foreign, our_key
@@ -66,49 +66,49 @@ def read(path: Path) -> Foreign:
     try:
         if any("/vars/" in name for name in arrays):
             arrays = _by_layer(arrays)
-        found = foreign(_by_our_keys(arrays), source="Keras' weights")
-        return _checked(found, network, by_name=file is None) if network else found
+        model = foreign(_by_our_keys(arrays), source="Keras' weights")
+        return _checked(model, network, by_name=file is None) if network else model
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from None
 
 
-def _checked(found: Foreign, network: keras_config.Network, *, by_name: bool) -> Foreign:
+def _checked(model: Foreign, network: keras_config.Network, *, by_name: bool) -> Foreign:
     """A model, with the size of its pictures and its pooling, if its layers are those of its table."""
 
     def module_of(layer: str) -> str | None:
         return (our_key(f"{layer}/bias") or "").removesuffix(".bias")
 
-    classes = found.options["num_classes"]
-    pooling = keras_graph.check(network, found.table, num_classes=classes, named=module_of if by_name else None)
+    classes = model.options["num_classes"]
+    pooling = keras_graph.check(network, model.table, num_classes=classes, named=module_of if by_name else None)
     if pooling != "avg":
-        found.options["global_pool"] = pooling
-    channels = found.options.get("in_chans", 3)
+        model.options["global_pool"] = pooling
+    channels = model.options.get("in_chans", 3)
     if network.picture[0] not in (None, channels):
         raise WeightsError(f"its input has {network.picture[0]} channels, its weights are for {channels}")
     if None not in network.picture:
-        found.config["input_size"] = network.picture
-    return found
+        model.config["input_size"] = network.picture
+    return model
 
 
 def _by_our_keys(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Arrays at LAYER/NAME, or in Keras 2's layout at LAYER/LAYER/NAME:0, where LAYER may have slashes."""
-    found, unknown = {}, set()
+    by_key, unknown = {}, set()
     for name, array in arrays.items():
         *parts, leaf = name.partition(":")[0].split("/")
         layers = ("/".join(parts[:n]) for n in range(len(parts), 0, -1))
         key = next((key for layer in layers if (key := our_key(f"{layer}/{leaf}"))), None)
-        if key in found:
+        if key in by_key:
             raise WeightsError(f"two arrays are {key}, {name} the second: more than one model")
         if key:
-            found[key] = array
+            by_key[key] = array
         else:
             unknown.add(name)
-    if unknown or not found:
+    if unknown or not by_key:
         raise WeightsError(
-            f"not a MobileNetV3 of keras.applications: it has {some(sorted(unknown))}. A model around it, "
+            f"not a MobileNetV3 of keras.applications: it has {listed(sorted(unknown))}. A model around it, "
             "as with layers of your own, cannot be taken: save the MobileNetV3 in it alone"
         )
-    return found
+    return by_key
 
 
 def _by_layer(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -123,7 +123,7 @@ def _by_layer(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     convs, depthwise, norms = ([of[i] for i in sorted(of)] for of in layers.values())
     named = dict(zip(_conv_names(["bias" in conv for conv in convs], len(depthwise)), convs, strict=True))
     named |= {f"{_block(i)}_depthwise": variables for i, variables in enumerate(depthwise)}
-    named |= zip(_norm_names(len(depthwise)), norms, strict=False)  # what is missing or left is found by shape
+    named |= zip(_norm_names(len(depthwise)), norms, strict=False)  # shapes tell what is missing or left
     return {f"{layer}/{name}": array for layer, variables in named.items() for name, array in variables.items()}
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..errors import WeightsError
-from ..files.layouts import some
+from ..files.layouts import listed
 
 KINDS = {
     "InputLayer", "Rescaling", "Conv2D", "DepthwiseConv2D", "ZeroPadding2D", "BatchNormalization", "ReLU", "Activation",
@@ -64,7 +64,7 @@ def parse(content: str | bytes) -> Network:
         config = json.loads(content)["config"]
         unknown = {kind for layer in config["layers"] if (kind := _kind(layer)) not in KINDS}
         if unknown:
-            kinds = some(sorted(unknown))
+            kinds = listed(sorted(unknown))
             raise WeightsError(f"not a MobileNetV3 of keras.applications: it has layers of the kinds {kinds}")
         layers = tuple(_layer(layer) for layer in config["layers"])
         names = {layer.name for layer in layers}

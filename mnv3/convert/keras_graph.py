@@ -10,7 +10,7 @@ from typing import Any
 
 from ..arch import Arch
 from ..errors import WeightsError
-from ..files.layouts import BN_EPS_TF, some
+from ..files.layouts import BN_EPS_TF, listed
 from .keras_config import CHANNELS_FIRST, CHANNELS_LAST, Layer, Network
 
 FLOATS = {"float16", "bfloat16", "float32", "float64", "mixed_float16", "mixed_bfloat16"}
@@ -117,8 +117,8 @@ class _Walk:
         """Go on by the one layer that follows, which must be of this kind and have these settings."""
         if not self.next_is(kind):
             following = self.after.get((self.at,)) or [each for each in self.network.layers if self.at in each.inputs]
-            found = some([str(each) for each in following]) or "nothing"
-            raise WeightsError(f"after {self.at!r:.100} comes {found}, expected {kind}")
+            wrong = listed([str(each) for each in following])
+            raise WeightsError(f"after {self.at!r:.100} comes {wrong}, expected {kind}")
         layer = self.after[self.at,][0]
         if layer.constant != constant:
             raise WeightsError(f"{layer} has the number {layer.constant}, expected {constant}")
@@ -126,13 +126,13 @@ class _Walk:
         return self._step(layer)
 
     def join(self, kind: str, other: str) -> None:
-        """Go on by the one layer of two inputs, this place and another."""
-        found = self.after.get(tuple(sorted((self.at, other))), [])
-        if len(found) != 1 or found[0].kind != kind:
-            wrong = some([str(layer) for layer in found]) or "nothing"
+        """Go on by the one layer that takes the position and another layer's output."""
+        following = self.after.get(tuple(sorted((self.at, other))), [])
+        if len(following) != 1 or following[0].kind != kind:
+            wrong = listed([str(layer) for layer in following])
             raise WeightsError(f"{self.at!r:.100} and {other!r:.100} go into {wrong}, expected one {kind}")
-        self._check_settings(found[0], {})
-        self._step(found[0])
+        self._check_settings(following[0], {})
+        self._step(following[0])
 
     def _step(self, layer: Layer) -> Layer:
         self.used.add(layer.name)
@@ -256,12 +256,12 @@ class _Walk:
         """Nothing may follow, and nothing be beside the way."""
         self.next_is()
         if others := [str(layer) for layer in self.network.layers if layer.name not in self.used]:
-            raise WeightsError(f"it has {some(others)}, which MobileNetV3 has not")
+            raise WeightsError(f"it has {listed(others)}, which MobileNetV3 has not")
         if self.network.output != self.at:
             raise WeightsError(f"its output is that of {self.network.output!r:.100}, expected {self.at!r:.100}")
 
     def check_weights(self, named: Callable[[str], str | None] | None) -> None:
-        """Every layer must get the arrays that the reader took for its place."""
+        """Every layer must get the arrays that the reader took for it."""
         if named:
             wrong = ((module, layer) for module, layer in self.weighted if named(layer.name) != module)
         else:
@@ -283,14 +283,14 @@ def _first(value: Any) -> Any:
     return value[0] if isinstance(value, tuple) else value
 
 
-def _same(found: Any, expected: Any) -> bool:
+def _same(value: Any, expected: Any) -> bool:
     """Whether a setting is as expected, or one of those in a tuple; 3 is [3, 3] where a pair is expected."""
     if isinstance(expected, tuple):
-        return any(_same(found, each) for each in expected)
-    if isinstance(expected, list) and len(expected) == 2 and type(found) is int:
-        found = [found, found]
-    if isinstance(found, bool) or isinstance(expected, bool):
-        return found is expected
-    if isinstance(found, Sequence) and isinstance(expected, list):
-        return len(found) == len(expected) and all(map(_same, found, expected))
-    return type(found) in (int, float, str) and found == expected
+        return any(_same(value, each) for each in expected)
+    if isinstance(expected, list) and len(expected) == 2 and type(value) is int:
+        value = [value, value]
+    if isinstance(value, bool) or isinstance(expected, bool):
+        return value is expected
+    if isinstance(value, Sequence) and isinstance(expected, list):
+        return len(value) == len(expected) and all(map(_same, value, expected))
+    return type(value) in (int, float, str) and value == expected

@@ -1,26 +1,24 @@
-"""Whose file it is, and the model in it."""
+"""Files of other frameworks: which framework wrote one, and the model in it."""
 
 import importlib
 import os
 import zipfile
 from pathlib import Path
-from typing import Any
 
 from ..errors import WeightsError
 from .foreign import Foreign
 
 NAMES = {".tflite": "a TFLite file", ".h5": "an HDF5 file of Keras", ".keras": "a Keras archive"}
-
-
 READERS = {"tflite": ".tflite.network", "keras": ".keras", "slim": ".slim"}
 
 
-def read(path: str | os.PathLike, **options: Any) -> Foreign | None:
+def read(path: str | os.PathLike, *, use_ema: bool | None = None) -> Foreign | None:
     """The model in a TFLite, Keras or TF-Slim file, or None if a file is none of these. Content decides, not the name.
 
     Args:
         path: A flatbuffer of TFLite; Keras' `.weights.h5`, `.h5` or `.keras`; the `.index` of a TensorFlow checkpoint.
-        options: For the reader.
+        use_ema: Which weights of a TensorFlow checkpoint: True for the averages over the training or an error, False
+            for the last ones, None for the averages if there are any.
 
     Raises:
         WeightsError: The file is damaged, or holds another network.
@@ -31,11 +29,11 @@ def read(path: str | os.PathLike, **options: Any) -> Foreign | None:
     if kind is None:
         return None
     reader = importlib.import_module(READERS[kind], __package__)  # each has a library of its own
-    return reader.read(path, **options)
+    return reader.read(path, **({"use_ema": use_ema} if kind == "slim" else {}))
 
 
 def kind_of(path: Path) -> str | None:
-    """'tflite', 'keras' or 'slim': whose file it is; None for a folder and for files of PyTorch.
+    """Which framework wrote a file: 'tflite', 'keras' or 'slim'; None for a folder and for files of PyTorch.
 
     Raises:
         WeightsError: It has the name of one of these and other contents, or cannot be read.

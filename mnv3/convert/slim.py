@@ -8,7 +8,7 @@ Source: https://github.com/tensorflow/models/tree/master/research/slim/nets/mobi
 from pathlib import Path
 
 from ..errors import WeightsError
-from ..files.layouts import some
+from ..files.layouts import listed
 from .foreign import Foreign
 from .tensorbundle import Bundle
 from .tensorflow import foreign, our_key
@@ -34,7 +34,7 @@ def read(path: Path, *, use_ema: bool | None = None) -> Foreign:
     last = {key: name for name in bundle.entries if (key := _our_key(name))}
     averages = {key: name for name in bundle.entries if (key := _our_key(name, AVERAGE))}
     if not last | averages:
-        raise WeightsError(f"{path}: no checkpoint of Slim's MobileNetV3: it holds {some(sorted(bundle.entries))}")
+        raise WeightsError(f"{path}: no checkpoint of Slim's MobileNetV3: it holds {listed(sorted(bundle.entries))}")
     if use_ema and not averages:
         raise WeightsError(f"{path}: use_ema=True, but no variable has an average at {AVERAGE}")
     averages = averages if use_ema is not False else {}

@@ -1,6 +1,6 @@
 """Reading TensorFlow's checkpoints (V2, 'tensor bundles') without TensorFlow, which is 500 MB and more.
 
-NAME.index is a sorted table in LevelDB's format, of names and protocol buffers that say type, shape and place of a
+NAME.index is a sorted table in LevelDB's format, of names and protocol buffers that say type, shape and position of a
 tensor; NAME.data-00000-of-0000N have the bytes. All have checksums (CRC-32C), and all are checked.
 Sources: https://github.com/tensorflow/tensorflow/blob/master/tensorflow/core/util/tensor_bundle/tensor_bundle.h,
 ../../protobuf/tensor_bundle.proto, and https://github.com/google/leveldb/blob/main/doc/table_format.md
@@ -70,7 +70,7 @@ class Bundle:
         Raises:
             WeightsError: A file of data is missing or cut off, or a tensor damaged or not of floats.
         """
-        prefix, found, left = self.path.name.removesuffix(".index"), {}, {}
+        prefix, tensors, left = self.path.name.removesuffix(".index"), {}, {}
         for name in names:
             entry = self.entries[name]
             file = self.path.with_name(f"{prefix}.data-{entry.shard:05d}-of-{self.shards:05d}")
@@ -78,11 +78,11 @@ class Bundle:
                 raise WeightsError(f"{self.path}: {file.name} is not beside it, where its tensors are")
             left.setdefault(file, file.stat().st_size)
             try:
-                found[name] = _tensor(file, entry, left[file])
+                tensors[name] = _tensor(file, entry, left[file])
             except (WeightsError, ValueError, OSError) as error:
                 raise WeightsError(f"{file}: {name} cannot be read: {error}") from None
             left[file] -= entry.size  # so that many entries of the same bytes cannot fill the memory
-        return found
+        return tensors
 
 
 def _tensor(file: Path, entry: Entry, left: int) -> np.ndarray:

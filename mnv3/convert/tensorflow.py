@@ -54,8 +54,8 @@ def our_key(name: str) -> str | None:
     layer, _, leaf = name.rpartition("/")
     layer = layer.lower().replace("/", "_").replace("batchnorm", "bn")
     module = MODULES.get(layer)
-    if found := BLOCK.fullmatch(layer):
-        index, part, norm = found.groups()
+    if match := BLOCK.fullmatch(layer):
+        index, part, norm = match.groups()
         part = SQUEEZE_EXCITE.get(part) or f"{part}.{'norm' if norm else 'conv'}"
         module = f"blocks.{int(index or 0)}.{part}"
     return f"{module}.{LEAVES[leaf]}" if module and leaf in LEAVES else None
@@ -113,7 +113,7 @@ def _our_axes(key: str, array: np.ndarray) -> Tensor:
 
 
 def recognise(shapes: Mapping[str, tuple[int, ...]]) -> Arch:
-    """The one of `TABLES` whose blocks these are, with the channels found.
+    """The one of `TABLES` whose blocks these are, with the channels that the shapes have.
 
     Args:
         shapes: Our keys and shapes; head and classifier may be missing.

@@ -1,6 +1,6 @@
 """Our weights back as a state dict that timm or torchvision load strictly and compute the same with.
 
-Names are `convert.LAYOUTS` read backwards: their own model, built without weights, says which keys and shapes there
+Names are `layouts.LAYOUTS` read backwards: their own model, built without weights, says which keys and shapes there
 have to be. Batch norms get the eps that their models have, and the variance that makes up for it.
 """
 
@@ -67,10 +67,10 @@ def target(model: nn.Module, to: str) -> Target:
         raise ValueError(f"{to} cannot take this {type(model).__name__}: only a whole mnv3.MobileNetV3, before fuse()")
     if model.se_order != "act-se":
         raise ValueError(f"{to} has squeeze-and-excite in the paper's order alone; the model has {model.se_order!r}")
-    found = next(_timm(model) if to == "timm" else _torchvision(model), None)
-    if found is None:
+    theirs = next(_timm(model) if to == "timm" else _torchvision(model), None)
+    if theirs is None:
         raise ValueError(f"{to} has no model like this {_describe(model)}")
-    return found
+    return theirs
 
 
 def _describe(model: MobileNetV3) -> str:

@@ -43,20 +43,33 @@ def damage(path: Path, sha256: str | None = None) -> str | None:
     """
     try:
         size, head = path.stat().st_size, _head(path)
-        if sha256 and not (found := digest(path)).startswith(sha256):
-            return f"expected sha256 {sha256[:12]}, found {found[:12]} in {size} bytes{_looks_like(head)}"
-        if _is_safetensors(head):
-            return _safetensors_damage(path, size)
-        if path.suffix == ".safetensors":
-            return f"not a safetensors file, {size} bytes{_looks_like(head)}"
-        if zipfile.is_zipfile(path):
-            read_records(path)
-        elif head[:1] != b"\x80":
-            return f"not a whole file of weights, {size} bytes{_looks_like(head)}"
+        if sha256 and not (actual := digest(path)).startswith(sha256):
+            return f"expected sha256 {sha256[:12]}, found {actual[:12]} in {size} bytes{_looks_like(head)}"
+        _checked(path, head, size)
     except OSError as error:
         return f"cannot be read: {error}"
     except WeightsError as error:
-        return f"{error}, {size} bytes"
+        return str(error)
+    return None
+
+
+def _checked(path: Path, head: bytes, size: int) -> dict[str, bytes] | None:
+    """The members of a zip archive of torch.save; None for safetensors, and for what torch.save wrote before zip.
+
+    Raises:
+        WeightsError: It is damaged, or none of these.
+    """
+    if _is_safetensors(head):
+        _check_safetensors(path, head, size)
+    elif path.suffix == ".safetensors":
+        raise WeightsError(f"not a safetensors file, {size} bytes{_looks_like(head)}")
+    elif zipfile.is_zipfile(path):
+        try:
+            return read_records(path)
+        except WeightsError as error:
+            raise WeightsError(f"{error}, {size} bytes") from error
+    elif head[:1] != b"\x80":
+        raise WeightsError(f"not a whole file of weights, {size} bytes{_looks_like(head)}")
     return None
 
 
@@ -83,22 +96,21 @@ def _looks_like(head: bytes) -> str:
     return ""
 
 
-def _safetensors_damage(path: Path, size: int) -> str | None:
+def _check_safetensors(path: Path, head: bytes, size: int) -> None:
     """Let the library check the header against the size; it reads no tensor for that."""
     from safetensors import SafetensorError, safe_open
 
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
+    length = int.from_bytes(head[:8], "little")
     if length > min(size, MAX_HEADER):
-        return f"cut off or damaged, {size} bytes: its header would take {length}, expected at most {MAX_HEADER:,}"
+        expected = f"expected at most {MAX_HEADER:,}"
+        raise WeightsError(f"cut off or damaged, {size} bytes: its header would take {length}, {expected}")
     try:
         with safe_open(path, "pt") as file:
             count = len(file.keys())
     except SafetensorError as error:
-        return f"cut off or damaged, {size} bytes: {_first_line(error)}"
+        raise WeightsError(f"cut off or damaged, {size} bytes: {_first_line(error)}") from error
     if count > MAX_TENSORS:
-        return f"{count:,} tensors, {size} bytes: expected at most {MAX_TENSORS:,}"
-    return None
+        raise WeightsError(f"{count:,} tensors, {size} bytes: expected at most {MAX_TENSORS:,}")
 
 
 def _first_line(error: Exception) -> str:
@@ -121,18 +133,21 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"no file of weights at {path}")
-    if problem := damage(path):
-        raise WeightsError(f"{path}: {problem}")
-    head = _head(path)
     try:
-        checkpoint = _load(path, head)
+        size, head = path.stat().st_size, _head(path)
+        records = _checked(path, head, size)
+    except (OSError, WeightsError) as error:
+        problem = f"cannot be read: {error}" if isinstance(error, OSError) else error
+        raise WeightsError(f"{path}: {problem}") from error
+    try:
+        checkpoint = _load(path, head, records)
     except WeightsError as error:
-        raise WeightsError(f"{path}: cannot be read as weights, {path.stat().st_size} bytes: {error}") from error
+        raise WeightsError(f"{path}: cannot be read as weights, {size} bytes: {error}") from error
     except Exception as error:  # torch, pickle, zipfile and safetensors each have their own
         unsafe = "weights_only" in str(error).lower() and head[:2] in (b"PK", b"\x80\x02")
         advice = "it holds more than tensors, which could run code: save its state_dict alone"
         raise WeightsError(
-            f"{path}: cannot be read as weights, {path.stat().st_size} bytes{_looks_like(head)}: "
+            f"{path}: cannot be read as weights, {size} bytes{_looks_like(head)}: "
             f"{advice if unsafe else _first_line(error)}"
         ) from error
     if not isinstance(checkpoint, Mapping):
@@ -140,17 +155,16 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     return dict(checkpoint)
 
 
-def _load(path: Path, head: bytes) -> Any:
+def _load(path: Path, head: bytes, records: dict[str, bytes] | None) -> Any:
     if _is_safetensors(head):
         from safetensors.torch import load_file
 
         return load_file(path)
+    if records is None:
+        check_legacy(path)
     # timm's and torchvision's trainers keep their arguments beside the weights
     with torch.serialization.safe_globals([argparse.Namespace]):
-        if zipfile.is_zipfile(path):
-            return torch.load(as_archive(read_records(path)), map_location="cpu", weights_only=True)
-        check_legacy(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path if records is None else as_archive(records), map_location="cpu", weights_only=True)
 
 
 class FamilyWeights(NamedTuple):
@@ -164,6 +178,10 @@ class FamilyWeights(NamedTuple):
 def family_of(checkpoint: Mapping[str, Any], *, use_ema: bool | None = None) -> FamilyWeights:
     """A checkpoint in any layout that `convert_state_dict` knows, out of its wrapper.
 
+    Args:
+        checkpoint: What `read_checkpoint` gave.
+        use_ema: Which weights, as for `wrappers.unwrap`.
+
     Raises:
         WeightsError: It holds no weights, those of another network, or more classes or channels than we build.
     """
@@ -176,16 +194,3 @@ def family_of(checkpoint: Mapping[str, Any], *, use_ema: bool | None = None) -> 
             f"{MAX_CHANNELS:,}"
         )
     return weights
-
-
-def read_family(path: str | os.PathLike, *, use_ema: bool | None = None) -> FamilyWeights:
-    """Read a file as `family_of` takes it.
-
-    Raises:
-        WeightsError: As for `read_checkpoint` and `family_of`; the message names the file.
-    """
-    checkpoint = read_checkpoint(path)
-    try:
-        return family_of(checkpoint, use_ema=use_ema)
-    except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from error

@@ -15,19 +15,11 @@ from torch import Tensor, nn
 from ..arch import VARIANTS, Arch
 from ..errors import WeightsError
 from ..layers import BN_EPS
-from .layouts import BN_EPS_TF, LAYOUTS, Layout, layout_of, se_orders
+from .layouts import Layout, layout_of, se_orders
 from .tensors import check_values, shown
 from .wrappers import unwrap
 
-__all__ = ["BN_EPS_TF", "LAYOUTS", "convert_state_dict", "layout_of", "num_classes_of", "unwrap"]
-
 logger = logging.getLogger(__name__)
-
-
-def num_classes_of(checkpoint: Mapping[str, Any]) -> int:
-    """How many classes a checkpoint's classifier has; 0 if it has no classifier."""
-    state_dict = unwrap(checkpoint)
-    return layout_of(state_dict).num_classes(state_dict)
 
 
 def convert_state_dict(
@@ -57,14 +49,14 @@ def convert_state_dict(
             tensor cannot be a weight: not dense, not floating-point, not finite, or of a negative variance.
         ValueError: `bn_eps` is not above 0 and at most 1.
     """
-    if bn_eps is not None and not 0 < bn_eps <= 1:
-        raise ValueError(f"bn_eps={bn_eps!r}: expected a number above 0 and at most 1, such as 1e-5 or 1e-3")
+    if bn_eps is not None:
+        check_eps(bn_eps)
     state_dict = unwrap(checkpoint, use_ema=use_ema)
     layout = layout_of(state_dict)
     converted = _to_our_keys(state_dict, layout)
     if any(".se." in key for key in converted):
         _check_se_order(state_dict, layout, model)
-    _drop_foreign_classifier(converted, model, drop_background)
+    _drop_foreign_classifier(converted, model, drop_background=drop_background)
     _check_fit(converted, model, layout)
     eps = layout.eps(model) if bn_eps is None else bn_eps
     check_values(converted, eps=eps)
@@ -74,14 +66,20 @@ def convert_state_dict(
     return converted
 
 
+def check_eps(bn_eps: float) -> None:
+    """Raise ValueError for what cannot be the eps of a batch norm."""
+    if not 0 < bn_eps <= 1:  # nor is it NaN
+        raise ValueError(f"bn_eps={bn_eps!r}: expected a number above 0 and at most 1, such as 1e-5 or 1e-3")
+
+
 def _check_se_order(state_dict: dict[str, Tensor], layout: Layout, model: nn.Module) -> None:
     if layout.name == "mnv3":
         return  # our own keys are the same in every order; config.json says which
     orders = se_orders(state_dict) if layout.name == "d-li14" else ["act-se"]
     if model.se_order not in orders:
-        found = f"se_order={orders[-1]!r}" if orders else "an order that differs from block to block"
+        order = f"se_order={orders[-1]!r}" if orders else "an order that differs from block to block"
         raise WeightsError(
-            f"the file has its squeeze-and-excite in {found}, the model in se_order={model.se_order!r}: "
+            f"the file has its squeeze-and-excite in {order}, the model in se_order={model.se_order!r}: "
             "the weights would load and give other outputs; build the model with the file's order"
         )
 
@@ -102,7 +100,8 @@ def _to_our_keys(state_dict: dict[str, Tensor], layout: Layout) -> dict[str, Ten
     return converted
 
 
-def _drop_foreign_classifier(converted: dict[str, Tensor], model: nn.Module, drop_background: bool) -> None:
+def _drop_foreign_classifier(converted: dict[str, Tensor], model: nn.Module, *, drop_background: bool) -> None:
+    """Remove a classifier of other classes than the model's, or only its class 0."""
     weight = converted.get("classifier.weight")
     classes = 0 if weight is None else len(weight) if weight.ndim == 2 else None
     if classes in (model.num_classes, None):
@@ -137,34 +136,34 @@ def _drop_foreign_classifier(converted: dict[str, Tensor], model: nn.Module, dro
 
 def _check_fit(converted: dict[str, Tensor], model: nn.Module, layout: Layout) -> None:
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    found = {key: tuple(value.shape) for key, value in converted.items()}
-    if found.get("stem.conv.weight", ())[2:] == expected["stem.conv.weight"][2:]:
-        found["stem.conv.weight"] = (found["stem.conv.weight"][0], *expected["stem.conv.weight"][1:])
+    shapes = {key: tuple(value.shape) for key, value in converted.items()}
+    if shapes.get("stem.conv.weight", ())[2:] == expected["stem.conv.weight"][2:]:
+        shapes["stem.conv.weight"] = (shapes["stem.conv.weight"][0], *expected["stem.conv.weight"][1:])
     if "classifier.weight" not in converted:  # left out above, on purpose
         expected = {key: shape for key, shape in expected.items() if not key.startswith("classifier.")}
-    missing = [f"{key} missing" for key in expected if key not in found]
-    unexpected = [f"{shown(key)} not in the model" for key in found if key not in expected]
+    missing = [f"{key} missing" for key in expected if key not in shapes]
+    unexpected = [f"{shown(key)} not in the model" for key in shapes if key not in expected]
     differ = [
-        f"{key}: file {found[key]}, model {shape}"
+        f"{key}: file {shapes[key]}, model {shape}"
         for key, shape in expected.items()
-        if key in found and found[key] != shape
+        if key in shapes and shapes[key] != shape
     ]
     problems = differ + missing + unexpected
     if not problems:
         return
     hint = _fitting_variant(converted, model.arch)
     if differ and all(".se." in problem for problem in differ) and not missing + unexpected:
-        hint = _squeeze_widths(found, expected) or hint
+        hint = _squeeze_widths(shapes, expected) or hint
     raise WeightsError(
         f"{layout.name} weights do not fit {_describe(model)}: {len(problems)} of {len(expected)} tensors are wrong "
         f"({'; '.join(problems[:3])}). {hint}"
     )
 
 
-def _squeeze_widths(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> str:
+def _squeeze_widths(shapes: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> str:
     """The end of a message about a file of which only squeeze-and-excite does not fit."""
-    weights = (key for key in found if key.endswith("se.squeeze.weight") and found[key] != expected[key])
-    width, channels = next(((found[key] + (0, 0))[:2] for key in weights), (0, 0))
+    weights = (key for key in shapes if key.endswith("se.squeeze.weight") and shapes[key] != expected[key])
+    width, channels = next(((shapes[key] + (0, 0))[:2] for key in weights), (0, 0))
     if not channels:
         return ""
     return (

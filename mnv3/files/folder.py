@@ -22,7 +22,7 @@ PICKLE_FILE = "pytorch_model.bin"  # read as tensors alone, as any other
 # In timm's order; a folder that has none of these has a file with one of the ENDINGS.
 WEIGHTS_FILES = (WEIGHTS_FILE, PICKLE_FILE, "pytorch_model.pth", "model.pth")
 MAX_CONFIG = 1 << 24  # bytes
-PLACES = {"local-dir": "file", "hf-hub": "hf_hub_id"}  # which of them timm fills in with where it read a config.json
+READ_FROM = {"local-dir": "file", "hf-hub": "hf_hub_id"}  # the entry in which timm says where it read a config.json
 
 
 def checked(arch: str, cfg: Mapping[str, Any], args: Mapping[str, Any]) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def checked(arch: str, cfg: Mapping[str, Any], args: Mapping[str, Any]) -> dict[
     Raises:
         WeightsError: It says what cannot be.
     """
-    where = f"{cfg[PLACES[cfg['source']]]}: {CONFIG_FILE}"
+    where = f"{cfg[READ_FROM[cfg['source']]]}: {CONFIG_FILE}"
     check_cfg({name: value for name, value in cfg.items() if name not in SOURCES}, f"{where}: pretrained_cfg")
     check_args(args, f"{where}: model_args")
     check_model(arch, cfg, args, f"{where}: model_args")
@@ -53,7 +53,7 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
 
 
 def read_config_file(file: Path) -> dict[str, Any]:
-    """As `read_config`, by the file."""
+    """The entries of a config.json, checked; errors as for `read_config`."""
     try:
         if not file.exists():
             raise WeightsError(f"{file.parent} is no weights folder: it has no {CONFIG_FILE}")
@@ -89,13 +89,16 @@ def _renamed(config: dict[str, Any]) -> dict[str, Any]:
     return ({"label_names": config["labels"]} if "labels" in config else {}) | config
 
 
-def parse(config: dict[str, Any], source: str, place: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """timm's PretrainedCfg and the model's arguments that a checked configuration says.
+def parse(config: dict[str, Any], source: str, location: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a checked configuration says, in timm's terms.
 
     Args:
         config: What `read_config` gave, of a model of this family.
         source: 'local-dir' or 'hf-hub', as timm calls where it came from.
-        place: The folder, or the repository with its revision.
+        location: The folder, or the repository with its revision.
+
+    Returns:
+        Entries of timm's PretrainedCfg, and the model's arguments.
     """
     config = _renamed(config)
     beside = {name: config[name] for name in CFG if config.get(name) is not None}
@@ -105,13 +108,13 @@ def parse(config: dict[str, Any], source: str, place: str) -> tuple[dict[str, An
         for name in ("input_size", "test_input_size", "min_input_size"):
             if cfg.get(name):
                 cfg[name] = (args["in_chans"], *cfg[name][1:])
-    cfg |= {"source": source, PLACES[source]: place}
+    cfg |= {"source": source, READ_FROM[source]: location}
     return _cleaned(arch_named(config["architecture"]), cfg), args
 
 
 def _cleaned(arch: str, cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """A checked PretrainedCfg with our names of the layers, and no other place of weights than where it came from."""
-    own = ("source", PLACES[cfg["source"]])
+    """A checked PretrainedCfg with our names of the layers, and of where weights are, only where it came from."""
+    own = ("source", READ_FROM[cfg["source"]])
     kept = {name: value for name, value in cfg.items() if name not in SOURCES or name in own}
     if "label_names" in kept:
         kept["label_names"] = _as_list(kept["label_names"])
@@ -142,10 +145,10 @@ def weights_in(folder: str | os.PathLike) -> Path:
         if (folder / name).is_file():
             return folder / name
     for ending in ENDINGS:
-        found = sorted(p for p in folder.glob(f"*{ending}") if p.is_file() and p.name != GOLDEN_FILE)
-        if len(found) > 1:
-            names = ", ".join(path.name for path in found)
-            logger.warning("%s has %s: %s is taken, as timm does", folder, names, found[0].name)
-        if found:
-            return found[0]
+        files = sorted(p for p in folder.glob(f"*{ending}") if p.is_file() and p.name != GOLDEN_FILE)
+        if len(files) > 1:
+            names = ", ".join(path.name for path in files)
+            logger.warning("%s has %s: %s is taken, as timm does", folder, names, files[0].name)
+        if files:
+            return files[0]
     raise WeightsError(f"{folder} has no file of weights: expected {WEIGHTS_FILE}, or another of {', '.join(ENDINGS)}")

@@ -28,7 +28,7 @@ class Layout(NamedTuple):
     rename: Callable[[dict[str, Tensor]], dict[str, str]]  # their module names -> ours
 
     def fits(self, keys: Mapping[str, Tensor], prefix: str = "") -> bool:
-        """Whether a whole network of this layout lies under a prefix."""
+        """Whether a network of this layout lies under a prefix."""
         return all(f"{prefix}{key}" in keys for key in self.keys)
 
     def in_chans(self, state_dict: Mapping[str, Tensor]) -> int:
@@ -58,8 +58,8 @@ class Layout(NamedTuple):
         return len(weight)
 
 
-def some(keys: Iterable[Any], limit: int = 4) -> str:
-    """The first of them, for a message."""
+def listed(keys: Iterable[Any], limit: int = 4) -> str:
+    """The first keys and how many more there are, for a message; 'nothing' for none."""
     keys = [shown(key) if isinstance(key, str) else f"a key of type {type(key).__name__}" for key in keys]
     return ", ".join(keys[:limit]) + (f" and {len(keys) - limit} more" if len(keys) > limit else "") or "nothing"
 
@@ -185,16 +185,16 @@ def layout_of(state_dict: Mapping[str, Tensor]) -> Layout:
         if layout.fits(state_dict):
             return layout
     names = ", ".join(layout.name for layout in LAYOUTS)
-    raise WeightsError(f"not a MobileNetV3 that mnv3 knows: keys {some(state_dict)}; known layouts: {names}")
+    raise WeightsError(f"not a MobileNetV3 that mnv3 knows: keys {listed(state_dict)}; known layouts: {names}")
 
 
 def prefixes(keys: Mapping[str, Tensor]) -> list[str]:
-    """Under which prefixes a whole network of a known layout lies."""
-    found = {}
+    """The prefixes under which a network of a known layout lies, with all its parts."""
+    under = {}
     for key in keys:
         for layout in LAYOUTS:
             if key.endswith(layout.keys[0]):
                 prefix = key.removesuffix(layout.keys[0])
                 if (not prefix or prefix.endswith(".")) and layout.fits(keys, prefix):
-                    found[prefix] = True
-    return list(found)
+                    under[prefix] = True
+    return list(under)

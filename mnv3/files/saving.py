@@ -1,7 +1,7 @@
-"""Weights folders: read, save.
+"""Weights folders: save.
 
 A weights folder is what timm and the Hub expect: config.json, model.safetensors; and golden.safetensors, fixed inputs
-and the model's outputs for them. Files of tensors are read by checkpoint.py, whose functions are here too.
+and the model's outputs for them. folder.py reads config.json, checkpoint.py the weights.
 """
 
 import copy
@@ -18,8 +18,7 @@ from torch import nn
 from ..arch import as_arch
 from ..catalog import WEIGHTS_FILE
 from ..layers import check_own_weights, for_files, whole_state
-from .atomic import new_folder, write_atomically as write_atomically
-from .checkpoint import damage, digest, family_of, read_checkpoint, read_family  # noqa: F401 (callers find them here)
+from .atomic import new_folder
 
 CONFIG_FILE = "config.json"
 GOLDEN_FILE = "golden.safetensors"
@@ -33,9 +32,12 @@ def save(model: nn.Module, folder: str | os.PathLike, *, exist_ok: bool = False,
 
     Args:
         model: A model made by `timm.create_model`, `mnv3.create_model` or a torch.hub entry.
-        folder: Where.
+        folder: The folder to write.
         exist_ok: Replace a weights folder that is there.
         config: More entries for config.json, `label_names` for instance.
+
+    Returns:
+        The folder, as an absolute path.
 
     Raises:
         FileExistsError: The folder exists, and `exist_ok` is False or it holds other files too.
@@ -57,7 +59,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def weights_files(model: nn.Module, **config: Any) -> dict[str, bytes]:
-    """Names and contents of the files of a weights folder; see `save`."""
+    """Names and contents of the files of a weights folder; arguments and errors as for `save`."""
     from safetensors.torch import save as as_bytes
     from timm.models._hub import save_config_for_hf
 
@@ -97,19 +99,19 @@ def _build_args(model: nn.Module) -> dict[str, Any]:
             raise ValueError(f"{key}={args[key]!r} cannot be written into config.json: make the model with timm's name")
     args |= {"num_classes": model.num_classes, "in_chans": model.in_chans, "global_pool": model.global_pool.pool_type}
     again = model_entrypoint(model.pretrained_cfg["architecture"])(**args, device="meta")
-    expected, found = ({k: tuple(v.shape) for k, v in whole_state(m).items()} for m in (again, model))
-    for key in expected | found:
-        if expected.get(key) != found.get(key):
+    expected, shapes = ({k: tuple(v.shape) for k, v in whole_state(m).items()} for m in (again, model))
+    for key in expected | shapes:
+        if expected.get(key) != shapes.get(key):
             raise ValueError(
                 f"the model was changed since it was made, so its configuration does not build it: {key} is "
-                f"{found.get(key, 'missing')}, not {expected.get(key, 'there')}. Save it before fuse(); for other "
+                f"{shapes.get(key, 'missing')}, not {expected.get(key, 'there')}. Save it before fuse(); for other "
                 "classes use reset_classifier(n)"
             )
     return args
 
 
 def golden(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Fixed inputs (2, C, 64, 64) and what the model makes of them in evaluation, to check a loaded copy by."""
+    """Inputs (2, C, 64, 64), the same for every model, and its outputs in evaluation, to check a loaded copy by."""
     size = min(64, model.pretrained_cfg["input_size"][-1])
     inputs = torch.randn(2, model.in_chans, size, size, generator=torch.Generator().manual_seed(0))
     parameter = next(model.parameters())

@@ -204,9 +204,9 @@ def _table(arch: Arch | str | dict[str, Any]) -> Arch:
         "kernel": ([row.kernel for row in table.rows], MAX_KERNEL),
         "dilation": ([row.dilation for row in table.rows], MAX_DILATION),
     }
-    for name, (found, most) in sizes.items():
-        if max(found) > most:
-            raise ValueError(f"arch {name}: {max(found)!s:.20}; at most {most}")
+    for name, (values, most) in sizes.items():
+        if max(values) > most:
+            raise ValueError(f"arch {name}: {max(values)!s:.20}; at most {most}")
     return table
 
 

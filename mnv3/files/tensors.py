@@ -53,8 +53,8 @@ def _problem_of(name: str, tensor: Tensor) -> str | None:
 
 
 def _overlaps(tensor: Tensor) -> bool:
-    """Whether two elements may lie at the same place in memory."""
-    reached = 0  # the last place that the dimensions with smaller strides reach
+    """Whether two elements may lie at the same address."""
+    reached = 0  # the last offset that the dimensions with smaller strides reach
     for stride, size in sorted((s, n) for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1):
         if stride <= reached:
             return True

@@ -22,8 +22,8 @@ PLAIN = (str, int, float, list, tuple, dict)
 ONLY_TRAINING = ("drop_rate", "drop_path_rate", "drop_block_rate", "bn_momentum", "bn_eps", "pretrained")
 
 
-class Training(NamedTuple):
-    """What a checkpoint says of its model.
+class TrainingArgs(NamedTuple):
+    """What a checkpoint says of its model and its training.
 
     Attributes:
         arch: Our name, if it is one of ours, of timm's or torchvision's.
@@ -47,8 +47,8 @@ class Training(NamedTuple):
         return f"{self.arch}.{self.tag}" if self.tag else self.arch
 
 
-def training_of(checkpoint: Mapping[str, Any]) -> Training:
-    """What a checkpoint says beside its weights; nothing is in the place of what it does not say.
+def training_args_of(checkpoint: Mapping[str, Any]) -> TrainingArgs:
+    """What a checkpoint says beside its weights; fields of what it does not say are empty.
 
     Raises:
         WeightsError: It was trained with something that no model of ours has, or says what cannot be.
@@ -58,11 +58,11 @@ def training_of(checkpoint: Mapping[str, Any]) -> Training:
     args = {name: value for name, value in args.items() if isinstance(value, PLAIN)}
     name = next((name for name in (checkpoint.get("arch"), args.get("model")) if isinstance(name, str)), None)
     if name is None:
-        return Training(own=bool(args) or any(key in checkpoint for key in OF_TRAINING))
+        return TrainingArgs(own=bool(args) or any(key in checkpoint for key in OF_TRAINING))
     arch = arch_named(name) or TORCHVISION_NAMES.get(name)
     if arch is None:
-        return Training(own=True)
-    return Training(arch, _known_tag(arch, name), _model_args(args), _preprocessing(args), _bn_eps(args), own=True)
+        return TrainingArgs(own=True)
+    return TrainingArgs(arch, _known_tag(arch, name), _model_args(args), _preprocessing(args), _bn_eps(args), own=True)
 
 
 def _known_tag(arch: str, name: str) -> str | None:
@@ -77,27 +77,27 @@ def _model_args(args: Mapping[str, Any]) -> dict[str, Any]:
     given = args.get("model_kwargs") or {}
     if not isinstance(given, dict):
         raise WeightsError(f"args.model_kwargs: expected names with values, found {type(given).__name__}")
-    found = {name: value for name, value in given.items() if name not in ONLY_TRAINING}
+    model_args = {name: value for name, value in given.items() if name not in ONLY_TRAINING}
     if args.get("gp"):
-        found["global_pool"] = args["gp"]
-    check_args(found, "args.model_kwargs")
-    return found
+        model_args["global_pool"] = args["gp"]
+    check_args(model_args, "args.model_kwargs")
+    return model_args
 
 
 def _preprocessing(args: Mapping[str, Any]) -> dict[str, Any]:
     """What timm's train.py was told; its defaults are those of the model's configuration."""
-    found = {name: args[name] for name in ("interpolation", "crop_pct", "crop_mode", "mean", "std") if args.get(name)}
+    cfg = {name: args[name] for name in ("interpolation", "crop_pct", "crop_mode", "mean", "std") if args.get(name)}
     channels = args.get("in_chans") or 3
     if args.get("input_size"):
-        found["input_size"] = args["input_size"]
+        cfg["input_size"] = args["input_size"]
     elif args.get("img_size"):
-        found["input_size"] = (channels, args["img_size"], args["img_size"])
-    if found.get("input_size"):
-        found |= dict.fromkeys(("test_input_size", "pool_size"))
-    if found.get("crop_pct"):
-        found["test_crop_pct"] = None
-    check_cfg(found, "args")
-    return found
+        cfg["input_size"] = (channels, args["img_size"], args["img_size"])
+    if cfg.get("input_size"):
+        cfg |= dict.fromkeys(("test_input_size", "pool_size"))
+    if cfg.get("crop_pct"):
+        cfg["test_crop_pct"] = None
+    check_cfg(cfg, "args")
+    return cfg
 
 
 def _bn_eps(args: Mapping[str, Any]) -> float | None:
@@ -110,21 +110,31 @@ def _bn_eps(args: Mapping[str, Any]) -> float | None:
     return eps
 
 
-def read(file: str | os.PathLike, *, use_ema: bool | None = None) -> tuple[FamilyWeights, Training]:
+def read(file: str | os.PathLike, *, use_ema: bool | None = None) -> tuple[FamilyWeights, TrainingArgs]:
     """The weights of a file, and what it says beside them.
 
+    Args:
+        file: What a trainer or torch.save wrote, or safetensors.
+        use_ema: Which weights, as for `wrappers.unwrap`.
+
     Raises:
-        WeightsError: As for `read_checkpoint`, `family_of` and `training_of`; the message names the file.
+        WeightsError: As for `read_checkpoint`, `family_of` and `training_args_of`; the message names the file.
     """
     checkpoint = read_checkpoint(file)
     try:
-        return family_of(checkpoint, use_ema=use_ema), training_of(checkpoint)
+        return family_of(checkpoint, use_ema=use_ema), training_args_of(checkpoint)
     except WeightsError as error:
         raise WeightsError(f"{file}: {error}") from error
 
 
 def at_usual_eps(weights: FamilyWeights, arch: str, eps: float | None) -> dict[str, Tensor]:
-    """A state dict that gives with its layout's own eps what it gave with the one that it was trained with."""
+    """A state dict whose model computes with its layout's own eps what it computed with that of its training.
+
+    Args:
+        weights: In any layout.
+        arch: The registered name of their model.
+        eps: Of the batch norms that they were trained with; None for the layout's own.
+    """
     state_dict = weights.state_dict
     usual = layout_of(state_dict).eps(SimpleNamespace(pad_type=VARIANTS[arch].pad_type))
     if eps in (None, usual):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import WeightsError
-from .layouts import layout_of, prefixes, some
+from .layouts import layout_of, listed, prefixes
 from .tensors import MAX_NAME, check_kinds, shown
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class Copy(NamedTuple):
 
     @property
     def names(self) -> list[str]:
-        """Of all that is around it."""
+        """The names of the dictionaries and modules around it."""
         return [*self.path, *self.prefix.split(".")[:-1]]
 
     @property
@@ -103,11 +103,11 @@ def _copies(checkpoint: Mapping[str, Any]) -> Iterator[Copy]:
 def _networks(mapping: Mapping[str, Any]) -> tuple[dict[str, dict[str, Tensor]], list[Any]]:
     """The tensors of a dictionary that belong to whole networks, by prefix, and the keys of its other tensors."""
     tensors = _tensors(mapping)
-    found = sorted(prefixes(tensors), key=len, reverse=True)
-    by_prefix: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in found}
+    longest_first = sorted(prefixes(tensors), key=len, reverse=True)
+    by_prefix: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in longest_first}
     beside = [key for key, value in mapping.items() if isinstance(value, Tensor) and not _is_name(key)]
-    for key, tensor in tensors.items() if 0 < len(found) <= MAX_COPIES else ():
-        prefix = next((prefix for prefix in found if key.startswith(prefix)), None)  # the longest
+    for key, tensor in tensors.items() if 0 < len(by_prefix) <= MAX_COPIES else ():
+        prefix = next((prefix for prefix in longest_first if key.startswith(prefix)), None)
         if prefix is None:
             beside.append(key)
         else:
@@ -143,7 +143,7 @@ def _is_name(key: Any) -> bool:
 
 
 def _nothing_known(checkpoint: Mapping[str, Any]) -> WeightsError:
-    """Why no network was found."""
+    """The error for a checkpoint without a known network."""
     for path, mapping in _mappings(checkpoint):
         if tensors := _tensors(mapping) if set(path) <= {*PLAIN_KEYS, *EMA_KEYS} else {}:
             try:
@@ -151,7 +151,7 @@ def _nothing_known(checkpoint: Mapping[str, Any]) -> WeightsError:
             except WeightsError as error:
                 return error
     return WeightsError(
-        f"no state dict in the checkpoint: it has {some(checkpoint)}; expected tensors, or one of "
+        f"no state dict in the checkpoint: it has {listed(checkpoint)}; expected tensors, or one of "
         f"{', '.join(EMA_KEYS + PLAIN_KEYS)}"
     )
 
@@ -180,10 +180,10 @@ def _same(one: Copy, other: Copy) -> bool:
 def _notice(checkpoint: Mapping[str, Any], chosen: Copy, copies: list[Copy], *, use_ema: bool | None) -> None:
     """Say what is left out, but for the optimiser and the like, and an average or its original."""
     if others := [copy.name for copy in copies if copy.averaged == chosen.averaged and copy is not chosen]:
-        logger.warning("took the weights of %s; not those of %s", chosen.name, some(others))
+        logger.warning("took the weights of %s; not those of %s", chosen.name, listed(others))
     if chosen.beside:
-        logger.warning("took the weights of %s; left out beside them: %s", chosen.name, some(chosen.beside))
+        logger.warning("took the weights of %s; left out beside them: %s", chosen.name, listed(chosen.beside))
     if use_ema is None and not chosen.averaged:
         for key in EMA_KEYS:
             if isinstance(checkpoint.get(key), Mapping) and checkpoint[key]:
-                logger.warning("%s holds no averaged weights, only %s", key, some(checkpoint[key]))
+                logger.warning("%s holds no averaged weights, only %s", key, listed(checkpoint[key]))

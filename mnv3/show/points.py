@@ -6,11 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import timm
-
-from .. import bench as benchmark, catalog
+from .. import bench as benchmark, catalog, loading
 from ..arch import VARIANTS, count_macs
-from ..factory import load_checkpoint
 from ..pictures.evaluate import Metrics
 from ..train.recipe import load
 from ..train.run_folder import RECIPE_FILE, TEST_FILE
@@ -54,14 +51,14 @@ def point(given: str) -> Point:
     if _names_accuracy(given):
         name, _, text = given.rpartition("=")
     accuracy = _accuracy(text) if text else None
-    if Path(name).is_dir():
-        return _folder(Path(name), accuracy)
-    if name.partition(".")[0] in VARIANTS:
+    library = loading.kind_of(name)
+    if library in ("weights", "repository"):
+        return _stored(name, accuracy)
+    if library == "mnv3":
         return _ours(name, accuracy)
     macs, short = benchmark.count_macs(name, 224), name.rpartition("/")[2]  # or says which names there are
     if macs is None:
         raise ValueError(f"{name}: the MACs of an exported file cannot be counted: give the model that it was made of")
-    library = "timm" if timm.is_model(short) and not name.startswith("torchvision/") else "torchvision"
     if accuracy is None and (library == "timm" or (accuracy := _torchvision_top1(short)) is None):
         raise ValueError(f"{name}: nothing here says its top-1: give it, as in {name}=71.5")
     return Point(short, f"{library}/{short}", library, accuracy, None if text else IMAGENET, 224, macs)
@@ -91,9 +88,9 @@ def published(file: str) -> list[Point]:
     return points
 
 
-def _folder(folder: Path, accuracy: float | None) -> Point:
+def _stored(name: str, accuracy: float | None) -> Point:
     """A run, or weights whose accuracy is given."""
-    model, data = load_checkpoint(folder), None
+    folder, model, data = Path(name), loading.resolve(name), None
     if accuracy is None:
         if not all((folder / name).is_file() for name in (TEST_FILE, RECIPE_FILE)):
             raise ValueError(f"{folder}: no {TEST_FILE} of a run in it: give its top-1, as in {folder}=71.5")

@@ -1,23 +1,23 @@
 """The command line: what it prints, and one line for everything that goes wrong."""
 
+import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import timm
 import torch
-import torchvision
 from conftest import ROOT, randomize
 from PIL import Image
-from ports import DLi14
-from safetensors.torch import save_file
 
 import mnv3
 from mnv3 import arch, catalog
-from mnv3.cli import main
+from mnv3.cli.main import main
 from mnv3.timm_models import VARIANTS
 
 
@@ -36,12 +36,6 @@ def net(tmp_path_factory):
     torch.manual_seed(0)
     model = randomize(timm.create_model("mnv3_small_cifar"))
     return mnv3.save(model, tmp_path_factory.mktemp("net") / "net", label_names=[f"kind {i}" for i in range(10)])
-
-
-def subprocess_run(*args, **kwargs):
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "mnv3", *map(str, args)]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, **kwargs)
 
 
 # --- list and info
@@ -111,13 +105,6 @@ def test_unknown_names(fails):
     )
 
 
-def test_debug_shows_the_traceback():
-    result = subprocess_run("info", "nothing", "--debug")
-    assert result.returncode == 1
-    assert result.stderr.startswith("Traceback")
-    assert "ValueError: unknown model 'nothing'" in result.stderr
-
-
 @pytest.mark.parametrize(
     ("error", "line"),
     [
@@ -134,7 +121,7 @@ def test_any_failure_is_one_line(fails, monkeypatch, error, line):
     monkeypatch.setattr(catalog, "split_name", broken)
     assert fails("info", "mnv3_small") == f"{line}\n"
     with pytest.raises(type(error)):
-        main.main(["info", "mnv3_small", "--debug"])
+        main(["info", "mnv3_small", "--debug"])
 
 
 def test_interrupted(run, monkeypatch):
@@ -223,7 +210,7 @@ def test_predict_by_source(run, fails, pictures, net):
     message = fails("predict", pictures / "a.png", "--model", f"local-dir:{net}x")
     assert f"{net}x is no weights folder: it has no config.json" in message
     message = fails("predict", pictures / "a.png", "--checkpoint", f"local-dir:{net}", "--ema")
-    assert "use_ema is for files and folders" in message
+    assert "use_ema (--ema, --no-ema) is for files and folders of weights" in message
 
 
 def test_predict_wrong_usage(run, fails, pictures, net, tmp_path):
@@ -258,23 +245,10 @@ def test_closed_pipe():
     assert (result.returncode, result.stderr) == (1, "")
 
 
-def test_ctrl_c(net, pictures):
-    """While a picture is read."""
-    code = """
-import os, signal, sys, time
-from mnv3 import cli, images
-load = images.load
-def interrupted(path):
-    os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(0.5)
-    return load(path)
-images.load = interrupted
-sys.exit(main.main(sys.argv[1:]))
-"""
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", code, "predict", str(pictures / "a.png"), "--checkpoint", str(net)]
-    result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
-    assert (result.returncode, result.stdout, result.stderr) == (130, "", "")
+def test_ctrl_c(run, net, pictures, monkeypatch):
+    """While a picture is read, in a thread of its own."""
+    monkeypatch.setattr(mnv3.images, "load", lambda path: os.kill(os.getpid(), signal.SIGINT) or time.sleep(0.5))
+    assert run("predict", pictures / "a.png", "--checkpoint", net) == (130, "", "")
 
 
 @pytest.mark.parametrize("terminals", [(), ("stderr",), ("stdout", "stderr")])
@@ -291,19 +265,18 @@ def test_progress_bar(run, pictures, net, monkeypatch, terminals):
     assert err == "", "nor for a single picture"
 
 
-def test_odd_file_names(pictures, net, tmp_path):
+def test_odd_file_names(pictures, net, tmp_path, monkeypatch, capsys):
     """Not valid UTF-8, a line break, and letters that a terminal's encoding lacks."""
     names = [b"caf\xe9.png", "\u732b.png".encode(), b"two\nlines.png"]
     for name in names:
         shutil.copy(
             os.fsencode(pictures / ("c.png" if b"\n" in name else "a.png")), os.fsencode(tmp_path) + b"/" + name
         )
-    command = [sys.executable, "-m", "mnv3", "predict", str(tmp_path), "--checkpoint", str(net), "--topk", "1"]
-    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii:strict"}
-    result = subprocess.run(command, env=env, capture_output=True, timeout=60)
-    assert result.returncode == 1
-    assert result.stderr == f"mnv3: {tmp_path}/two lines.png: not a picture\n".encode()
-    assert result.stdout.splitlines()[::2] == [
+    stdout = io.TextIOWrapper(io.BytesIO(), "ascii", "strict")
+    monkeypatch.setattr(sys, "stdout", stdout)
+    assert main(["predict", str(tmp_path), "--checkpoint", str(net), "--topk", "1"]) == 1
+    assert capsys.readouterr().err == f"mnv3: {tmp_path}/two lines.png: not a picture\n"
+    assert stdout.buffer.getvalue().splitlines()[::2] == [
         f"{tmp_path}/{name}".encode() for name in (r"caf\udce9.png", r"\u732b.png")
     ]
 
@@ -318,204 +291,3 @@ def test_warnings_of_libraries_are_not_shown(run, pictures, net, tmp_path):
 def test_no_weights_are_fetched_for_no_pictures(fails, monkeypatch, tmp_path):
     monkeypatch.setattr(mnv3.files.fetch, "fetch", lambda *args, **kwargs: pytest.fail("downloaded"))
     assert "no pictures in" in fails("predict", tmp_path, "--model", "mnv3_small")
-
-
-# --- convert
-
-
-def foreign(kind):
-    """A foreign model with random weights, the arch that it is, and options of the command."""
-    if kind == "torchvision":
-        return randomize(torchvision.models.mobilenet_v3_small(num_classes=6)), "mnv3_small", []
-    if kind == "d-li14":
-        return randomize(DLi14(arch.SMALL, num_classes=6)), "mnv3_small", ["--se-order", "se-act-expanded"]
-    name = {"timm": "mobilenetv3_small_050", "timm tf": "tf_mobilenetv3_small_075"}[kind]
-    return (
-        randomize(timm.create_model(name, num_classes=6)),
-        {"timm": "mnv3_small_050"}.get(kind, "mnv3_small_075_tf"),
-        [],
-    )
-
-
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-@pytest.mark.parametrize("kind", ["timm", "timm tf", "torchvision", "d-li14"])
-def test_convert(run, tmp_path, kind, suffix):
-    theirs, name, options = foreign(kind)
-    source, out = tmp_path / f"in{suffix}", tmp_path / "out"
-    save_file(theirs.state_dict(), source) if suffix == ".safetensors" else torch.save(theirs.state_dict(), source)
-    status, printed, _ = run("convert", source, out, "--arch", name, *options)
-    assert status == 0
-    assert printed.startswith(
-        f"wrote {out}: {name}, 6 classes, sha256 {mnv3.files.checkpoint.digest(out / 'model.safetensors')}"
-    )
-    assert sorted(p.name for p in out.iterdir()) == ["config.json", "golden.safetensors", "model.safetensors"]
-    x = torch.randn(2, 3, 64, 64)
-    with torch.inference_mode():
-        for model in (timm.create_model(f"local-dir:{out}", pretrained=True), mnv3.load_checkpoint(out)):
-            torch.testing.assert_close(model.eval()(x), theirs(x), rtol=1e-4, atol=1e-4)
-
-
-def test_convert_a_folder_of_timms(run, fails, tmp_path, pictures):
-    theirs = randomize(timm.create_model("tf_mobilenetv3_small_minimal_100"))
-    timm.models.save_for_hf(theirs, str(tmp_path / "in"), safe_serialization=True)
-    assert run("convert", tmp_path / "in", tmp_path / "out", "--arch", "mnv3_small_minimal_tf")[0] == 0
-    assert (
-        run("predict", pictures / "a.png", "--checkpoint", tmp_path / "out")[1]
-        == run("predict", pictures / "a.png", "--checkpoint", tmp_path / "in")[1]
-    )
-    message = fails("convert", tmp_path / "in", tmp_path / "other", "--arch", "mnv3_small_minimal")
-    assert "holds mnv3_small_minimal_tf, not mnv3_small_minimal" in message
-
-
-def config(folder):
-    return json.loads((folder / "config.json").read_text())
-
-
-def test_convert_keeps_what_a_folder_says(run, tmp_path):
-    """Preprocessing and names of the classes go with the weights; and so does the width."""
-    theirs = timm.create_model("mobilenetv3_small_050.lamb_in1k", num_classes=3)
-    theirs.pretrained_cfg = theirs.pretrained_cfg | {"mean": (0.1, 0.2, 0.3), "crop_pct": 0.7, "tag": "mine"}
-    names = ["a", "b", "c"]
-    timm.models.save_for_hf(theirs, str(tmp_path / "in"), model_config={"label_names": names}, safe_serialization=True)
-    mnv3.save(mnv3.create_model("mnv3_small", width=0.35, num_classes=3), tmp_path / "narrow", label_names=names)
-    assert run("convert", tmp_path / "in", tmp_path / "out", "--arch", "mnv3_small_050")[0] == 0
-    cfg = config(tmp_path / "out")["pretrained_cfg"]
-    assert (cfg["mean"], cfg["crop_pct"], cfg["tag"]) == ([0.1, 0.2, 0.3], 0.7, "mine")
-    assert (cfg["first_conv"], cfg["classifier"]) == ("stem.conv", "classifier")
-    assert run("convert", tmp_path / "narrow", tmp_path / "copy", "--arch", "mnv3_small")[0] == 0
-    assert config(tmp_path / "copy")["model_args"]["width"] == 0.35
-    for folder in ("out", "copy"):
-        model = mnv3.load_checkpoint(tmp_path / folder)
-        assert mnv3.class_names(model) == names
-        assert model.pretrained_cfg["num_classes"] == 3
-
-
-def test_convert_claims_nothing_of_a_file(run, tmp_path):
-    """Unless --arch has a tag, a file is not said to be the default checkpoint, with its licence and origin."""
-    theirs, _, _ = foreign("torchvision")
-    torch.save(theirs.state_dict(), tmp_path / "in.pth")
-    run("convert", tmp_path / "in.pth", tmp_path / "plain", "--arch", "mnv3_small")
-    assert not {"tag", "license", "origin_url"} & set(config(tmp_path / "plain")["pretrained_cfg"])
-    run("convert", tmp_path / "in.pth", tmp_path / "tagged", "--arch", "mnv3_small.tv_in1k")
-    cfg = config(tmp_path / "tagged")["pretrained_cfg"]
-    assert (cfg["tag"], cfg["license"], cfg["interpolation"]) == ("tv_in1k", "bsd-3-clause", "bilinear")
-
-
-def test_convert_other_channels(run, tmp_path):
-    theirs = randomize(timm.create_model("mobilenetv3_small_050", in_chans=1, num_classes=3))
-    torch.save(theirs.state_dict(), tmp_path / "in.pth")
-    assert run("convert", tmp_path / "in.pth", tmp_path / "out", "--arch", "mnv3_small_050")[0] == 0
-    model = mnv3.load_checkpoint(tmp_path / "out").eval()
-    x = torch.randn(2, 1, 64, 64)
-    with torch.inference_mode():
-        torch.testing.assert_close(model(x), theirs(x), rtol=1e-4, atol=1e-4)
-
-
-def test_convert_without_classifier(run, tmp_path):
-    torch.save(timm.create_model("mobilenetv3_small_050", num_classes=0).state_dict(), tmp_path / "in.pth")
-    status, out, _ = run("convert", tmp_path / "in.pth", tmp_path / "out", "--arch", "mnv3_small_050")
-    assert status == 0
-    assert "mnv3_small_050, 0 classes" in out
-
-
-def test_convert_eps_and_order(run, fails, tmp_path):
-    theirs, name, order = foreign("d-li14")
-    torch.save(theirs.state_dict(), tmp_path / "in.pth")
-    message = fails("convert", tmp_path / "in.pth", tmp_path / "out", "--arch", name)
-    assert "the file has its squeeze-and-excite in se_order='se-act-expanded'" in message
-    assert not (tmp_path / "out").exists()
-    assert run("convert", tmp_path / "in.pth", tmp_path / "out", "--arch", name, *order, "--bn-eps", "1e-3")[0] == 0
-    for module in theirs.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.eps = 1e-3
-    x = torch.randn(2, 3, 64, 64)
-    with torch.inference_mode():
-        torch.testing.assert_close(mnv3.load_checkpoint(tmp_path / "out").eval()(x), theirs(x), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("eps", ["nan", "-5", "0", "inf", "1", "small"])
-def test_convert_takes_an_eps_that_is_one(eps, capsys, tmp_path):
-    with pytest.raises(SystemExit) as info:
-        main.main(["convert", str(tmp_path / "in.pth"), str(tmp_path / "out"), f"--bn-eps={eps}"])
-    assert info.value.code == 2
-    message = f"argument --bn-eps: '{eps}': expected a number between 0 and 1, such as 1e-5"
-    assert capsys.readouterr().err.splitlines()[-1].endswith(message)
-
-
-def test_convert_refuses(fails, tmp_path):
-    theirs, _, _ = foreign("torchvision")
-    torch.save(theirs.state_dict(), tmp_path / "in.pth")
-    assert "The file fits mnv3_small" in fails("convert", tmp_path / "in.pth", tmp_path / "out", "--arch", "mnv3_large")
-    assert "no file of weights" in fails("convert", tmp_path / "none.pth", tmp_path / "out", "--arch", "mnv3_large")
-    assert "unknown model" in fails("convert", tmp_path / "in.pth", tmp_path / "out", "--arch", "mobilenet")
-    (tmp_path / "text.pth").write_text("hello")
-    message = fails("convert", tmp_path / "text.pth", tmp_path / "out", "--arch", "mnv3_small")
-    assert f"{tmp_path / 'text.pth'}: not a whole file of weights" in message
-    torch.save({"epoch": 3}, tmp_path / "text.pth")
-    message = fails("convert", tmp_path / "text.pth", tmp_path / "out", "--arch", "mnv3_small")
-    assert "no state dict in the checkpoint: it has epoch" in message
-    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "text.pth")
-    message = fails("convert", tmp_path / "text.pth", tmp_path / "out", "--arch", "mnv3_small")
-    assert "not a MobileNetV3 that mnv3 knows" in message
-    message = fails("convert", tmp_path / "in.pth", tmp_path / "text.pth", "--arch", "mnv3_small", "--force")
-    assert f"{tmp_path / 'text.pth'} is not only a weights folder and is not replaced" in message
-    message = fails("convert", tmp_path / "in.pth", tmp_path / "text.pth" / "out", "--arch", "mnv3_small")
-    assert "text.pth" in message
-    (tmp_path / "text.pth").unlink()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.pth"], "nothing half-written"
-
-
-def test_convert_does_not_overwrite(run, fails, tmp_path):
-    theirs, name, _ = foreign("timm")
-    torch.save(theirs.state_dict(), tmp_path / "in.pth")
-    command = ("convert", tmp_path / "in.pth", tmp_path / "out", "--arch", name)
-    assert run(*command)[0] == 0
-    assert "out exists: choose another folder, or replace it" in fails(*command)
-    (tmp_path / "out" / "config.json").write_text("old")
-    assert run(*command, "--force")[0] == 0
-    assert config(tmp_path / "out")["architecture"] == name
-    (tmp_path / "out" / "notes.txt").write_text("mine")
-    assert "is not replaced: it has notes.txt" in fails(*command, "--force")
-    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
-
-
-def test_convert_background_and_ema(run, fails, tmp_path):
-    theirs = timm.create_model("tf_mobilenetv3_small_100", num_classes=1001)
-    torch.save({"state_dict": theirs.state_dict()}, tmp_path / "in.pth")
-    command = ("convert", tmp_path / "in.pth", tmp_path / "out", "--arch", "mnv3_small_tf")
-    assert "1001 classes" in run(*command)[1]
-    status, out, err = run(*command, "--force", "--drop-background")
-    assert status == 0
-    assert "1000 classes" in out
-    assert "dropped class 0" in err
-    assert "use_ema=True, but the checkpoint has none of" in fails(*command, "--force", "--ema")
-    dropped = mnv3.load_checkpoint(tmp_path / "out")
-    assert dropped.num_classes == 1000
-    torch.testing.assert_close(dropped.classifier.weight, theirs.classifier.weight[1:], rtol=0, atol=0)
-
-
-def test_convert_averaged_weights(run, tmp_path):
-    raw, averaged = (randomize(timm.create_model("mobilenetv3_small_050", num_classes=2), seed) for seed in (0, 1))
-    wrapped = {"module." + key: value for key, value in averaged.state_dict().items()}
-    torch.save({"state_dict": raw.state_dict(), "model_ema": wrapped}, tmp_path / "in.pth")
-    for option, expected in ((["--ema"], averaged), ([], averaged), (["--no-ema"], raw)):
-        command = ("convert", tmp_path / "in.pth", tmp_path / "out", "--arch", "mnv3_small_050", "--force", *option)
-        assert run(*command)[0] == 0
-        found = mnv3.load_checkpoint(tmp_path / "out").classifier.weight
-        torch.testing.assert_close(found, expected.classifier.weight, rtol=0, atol=0)
-
-
-def test_convert_real_weights(run, shared, tmp_path):
-    """The same predictions, to the letter, from timm's folder and from what is made of it."""
-    source = shared / "weights" / "hub" / "timm" / "tf_mobilenetv3_small_100.in1k"
-    pictures = sorted((shared / "images" / "imagenet_half").glob("*.jpg"))[:3]
-    status, before, _ = run("predict", *pictures, "--checkpoint", source)
-    assert status == 0
-    assert "%  tench" in before.splitlines()[1]
-    assert run("convert", source, tmp_path / "out", "--arch", "mnv3_small_tf")[0] == 0
-    assert run("predict", *pictures, "--checkpoint", tmp_path / "out")[1] == before
-    file = source / "model.safetensors"
-    assert run("predict", *pictures, "--checkpoint", file, "--model", "mnv3_small_tf.in1k")[1] == before
-    alone = run("predict", *pictures, "--checkpoint", file, "--model", "mnv3_small_tf")[1]
-    assert "%  tench" not in alone, "nothing says that these are ImageNet's classes"
-    assert [line.split("%")[0] for line in alone.splitlines()] == [line.split("%")[0] for line in before.splitlines()]

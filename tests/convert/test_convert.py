@@ -10,7 +10,6 @@ from conftest import randomize
 from ports import DLi14
 
 from mnv3 import WeightsError, arch, convert_state_dict
-from mnv3.files.conversion import num_classes_of
 from mnv3.model import MobileNetV3
 
 
@@ -219,13 +218,6 @@ def test_missing_and_unexpected_tensors(small, timm_small):
 def test_a_mismatch_is_refused_also_for_another_number_of_classes():
     """Only the classifier may differ (report B7)."""
     refused(timm.create_model("mobilenetv3_small_075").state_dict(), MobileNetV3("small", num_classes=5), "do not fit")
-
-
-def test_num_classes_of():
-    assert num_classes_of(torchvision.models.mobilenet_v3_small(num_classes=7).state_dict()) == 7
-    assert num_classes_of({"state_dict": timm.create_model("mobilenetv3_small_050").state_dict()}) == 1000
-    assert num_classes_of(MobileNetV3("small", num_classes=0).state_dict()) == 0
-    assert num_classes_of(DLi14(arch.SMALL, num_classes=3).state_dict()) == 3
 
 
 def test_files_without_classifier(tmp_path):

@@ -20,7 +20,7 @@ import mnv3
 from mnv3 import WeightsError, arch, convert_state_dict
 from mnv3.catalog import WEIGHTS_FILE
 from mnv3.files import archives, checkpoint
-from mnv3.files.checkpoint import family_of, read_checkpoint, read_family
+from mnv3.files.checkpoint import family_of, read_checkpoint
 
 TINY = mnv3.Arch(
     stem=8, rows=(mnv3.Bneck(3, 16, 8, True, "RE", 2), mnv3.Bneck(5, 24, 16, True, "HS", 2)), last=32, head=40
@@ -70,7 +70,7 @@ def many_channels(file):
 
 def deflated_pickle(file):
     with (
-        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
         archive.open("archive/data.pkl", "w") as member,
     ):
         for _ in range(300):
@@ -96,7 +96,7 @@ def overlapping_members(file):
 
 
 def many_tensors(file):
-    torch.save({f"{i}.weight": torch.zeros(1) for i in range(30_000)}, file)
+    torch.save({f"{i}.weight": torch.zeros(1) for i in range(20_000)}, file)
 
 
 def one_tensor_many_names(file):
@@ -110,7 +110,7 @@ def one_large_tensor_many_names(file):
 
 
 def many_tensors_in_safetensors(file):
-    save_file({f"{i}.weight": torch.zeros(1) for i in range(30_000)}, file.with_suffix(".safetensors"))
+    save_file({f"{i}.weight": torch.zeros(1) for i in range(2001)}, file.with_suffix(".safetensors"))
 
 
 def tuples_in_tuples(file):
@@ -166,10 +166,10 @@ BOMBS = {
     deflated_pickle: "archive/data.pkl in it is compressed, which torch.save never does",
     deflated_storages: "in it is compressed",
     overlapping_members: "larger than the file: they overlap",
-    many_tensors: "the zip archive has 30,00[0-9] members",
+    many_tensors: "the zip archive has 20,00[0-9] members",
     one_tensor_many_names: "3,002 tensors: expected at most 2,000",
     one_large_tensor_many_names: "the tensors share 4,001,732 bytes of memory, and would take 4,000,001,732",
-    many_tensors_in_safetensors: "30,000 tensors, .*: expected at most 2,000",
+    many_tensors_in_safetensors: "2,001 tensors, .*: expected at most 2,000",
     tuples_in_tuples: "a tuple with more than 100,000 values inside",
     bytearray_of_2_gb: "it holds a bytearray, which may be of any size",
     nine_million_values: "more than 500,000 values",
@@ -214,7 +214,7 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(tmp_path, model):
     file = tmp_path / "x.pth"
     torch.save(model.state_dict(), file)
     data, expected, rng, refused = file.read_bytes(), model.state_dict(), random.Random(0), 0
-    for _ in range(300):
+    for _ in range(100):
         changed = bytearray(data)
         changed[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         file.write_bytes(changed)
@@ -227,7 +227,7 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(tmp_path, model):
         else:
             assert found.keys() == expected.keys()
             assert all(torch.equal(found[key], expected[key]) for key in expected)
-    assert refused > 150
+    assert refused > 50
 
 
 def test_a_download_with_a_flipped_bit_is_damaged(tmp_path, model):
@@ -262,7 +262,7 @@ def test_a_whole_training_state_is_within_the_limits(tmp_path):
     assert count < archives.MAX_OPCODES / 3
     assert len(records["data.pkl"]) < archives.MAX_PICKLE / 3
     assert len(records) < archives.MAX_MEMBERS / 3
-    assert read_family(tmp_path / "x.pth").num_classes == 10
+    assert family_of(read_checkpoint(tmp_path / "x.pth")).num_classes == 10
 
 
 # --- tensors that are no weights (issue 13) --------------------------------------------------------------------------
@@ -328,20 +328,10 @@ def test_a_dead_channel_trained_with_a_smaller_eps_comes_back(model):
     assert torch.equal(again["stem.norm.running_var"], once["stem.norm.running_var"])
 
 
-@pytest.mark.parametrize("eps", [float("nan"), float("inf"), -5, 0, 2])
-def test_eps_that_no_batch_norm_has(model, eps):
-    with pytest.raises(ValueError, match=f"bn_eps={eps}: expected a number above 0 and at most 1"):
-        convert_state_dict(model.state_dict(), model, bn_eps=eps)
-
-
-@pytest.mark.parametrize("eps", ["nan", "-5"])
-def test_eps_of_the_command(tmp_path, run, eps):
-    torch.save(mnv3.create_model("mnv3_small_050").state_dict(), tmp_path / "x.pth")
-    command = ("convert", tmp_path / "x.pth", tmp_path / "out", "--arch", "mnv3_small_050", f"--bn-eps={eps}")
-    status, _, err = run(*command)
-    assert status == 2
-    assert "expected a number" in err
-    assert not (tmp_path / "out").exists()
+def test_eps_that_no_batch_norm_has(model):
+    for eps in (float("nan"), float("inf"), -5, 0, 2):
+        with pytest.raises(ValueError, match=f"bn_eps={eps}: expected a number above 0 and at most 1"):
+            convert_state_dict(model.state_dict(), model, bn_eps=eps)
 
 
 def test_other_memory_layouts_are_weights(model):

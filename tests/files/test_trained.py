@@ -36,12 +36,17 @@ def same(found, expected, channels=3, size=64):
         torch.testing.assert_close(found.eval()(x), expected.eval()(x), rtol=1e-4, atol=1e-4)
 
 
+@pytest.fixture(scope="module")
+def cifar():
+    return trained("mnv3_small_cifar")
+
+
 # --- channels
 
 
-@pytest.mark.parametrize("channels", [1, 13])
-def test_a_file_has_its_channels(tmp_path, channels):
+def test_a_file_has_its_channels(tmp_path):
     """As its classes, also where only a folder's weights say them."""
+    channels = 13
     theirs = trained("mnv3_small_cifar", in_chans=channels, num_classes=4)
     torch.save(theirs.state_dict(), tmp_path / "x.pth")
     found = mnv3.load_checkpoint(tmp_path / "x.pth", model="mnv3_small_cifar")
@@ -89,22 +94,26 @@ def test_preprocessing_for_other_channels():
 # --- names of classes
 
 
-def test_names_come_with_the_weights(tmp_path, run):
+@pytest.mark.parametrize("name", ["mnv3_small_cifar", "mnv3_small_050"])
+def test_names_come_with_the_weights(tmp_path, name):
     """Ten fruits are not airplanes, a thousand birds not tenches."""
-    for name, classes in (("mnv3_small_cifar", 10), ("mnv3_small_050", 1000)):
-        model = trained(name)
-        assert model.num_classes == classes
-        assert mnv3.class_names(model) is None, "random weights, or those of one's own training"
-        file = checkpoint(tmp_path, model, model=name)
-        torch.save(model.state_dict(), tmp_path / "x.pth")
-        saved = mnv3.save(model, tmp_path / name)
-        loaded = [mnv3.load_checkpoint(file), mnv3.load_checkpoint(tmp_path / "x.pth", model=name)]
-        loaded += [mnv3.load_checkpoint(saved), timm.create_model(f"local-dir:{saved}", pretrained=True)]
-        tag = mnv3.catalog.find(name).name
-        loaded += [mnv3.load_checkpoint(file, model=tag)]
-        for found in loaded:
-            assert mnv3.class_names(found) is None
-            assert not {"tag", "license", "label_names"} & found.pretrained_cfg.keys()
+    model = trained(name)
+    assert model.num_classes == {"mnv3_small_cifar": 10, "mnv3_small_050": 1000}[name]
+    assert mnv3.class_names(model) is None, "random weights, or those of one's own training"
+    file, saved = checkpoint(tmp_path, model, model=name), mnv3.save(model, tmp_path / name)
+    torch.save(model.state_dict(), tmp_path / "x.pth")
+    for found in (
+        mnv3.load_checkpoint(file),
+        mnv3.load_checkpoint(file, model=mnv3.catalog.find(name).name),
+        mnv3.load_checkpoint(tmp_path / "x.pth", model=name),
+        mnv3.load_checkpoint(saved),
+        timm.create_model(f"local-dir:{saved}", pretrained=True),
+    ):
+        assert mnv3.class_names(found) is None
+        assert not {"tag", "license", "label_names"} & found.pretrained_cfg.keys()
+
+
+def test_no_names_are_printed_or_written_that_nothing_says(tmp_path, run):
     Image.new("RGB", (40, 40), "red").save(tmp_path / "apple.png")
     file = checkpoint(tmp_path, trained("mnv3_small_cifar"), model="mnv3_small_cifar")
     status, out, _ = run("predict", tmp_path / "apple.png", "--checkpoint", file)
@@ -134,25 +143,28 @@ def test_names_where_something_says_them(tmp_path):
 # --- what timm's train.py writes
 
 
-@pytest.mark.parametrize(
-    ("name", "ours", "built", "said"),
-    [
-        ("mobilenetv3_small_050", "mnv3_small_050", {}, {}),
-        ("mobilenetv3_small_050.lamb_in1k", "mnv3_small_050", {"bn_eps": 1e-3}, {"bn_eps": 1e-3}),
-        ("tf_mobilenetv3_small_075", "mnv3_small_075_tf", {"bn_eps": 0.02}, {"bn_eps": 0.02}),
-        ("tf_mobilenetv3_small_075", "mnv3_small_075_tf", {}, {}),
-        (
-            "mobilenetv3_small_050",
-            "mnv3_small_050",
-            {"global_pool": "max", "in_chans": 2},
-            {"gp": "max", "in_chans": 2},
-        ),
-        ("mnv3_small", "mnv3_small", {"width": 0.35}, {"model_kwargs": {"width": 0.35, "drop_path_rate": 0.1}}),
-        ("mnv3_small.tv_in1k", "mnv3_small", {"se_order": "se-act"}, {"model_kwargs": {"se_order": "se-act"}}),
-    ],
-)
-def test_a_checkpoint_of_timms_training(tmp_path, name, ours, built, said):
+OF_TIMM = {  # name, ours, arguments of the model, arguments of train.py
+    "plain": ("tf_mobilenetv3_small_075", "mnv3_small_075_tf", {}, {}),
+    "eps": ("mobilenetv3_small_050.lamb_in1k", "mnv3_small_050", {"bn_eps": 1e-3}, {"bn_eps": 1e-3}),
+    "pool": (
+        "mobilenetv3_small_050",
+        "mnv3_small_050",
+        {"global_pool": "max", "in_chans": 2},
+        {"gp": "max", "in_chans": 2},
+    ),
+    "ours": (
+        "mnv3_small.tv_in1k",
+        "mnv3_small",
+        {"width": 0.35, "se_order": "se-act"},
+        {"model_kwargs": {"width": 0.35, "se_order": "se-act", "drop_path_rate": 0.1}},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OF_TIMM)
+def test_a_checkpoint_of_timms_training(tmp_path, case):
     """It says which model it is, and computes what it was trained with."""
+    name, ours, built, said = OF_TIMM[case]
     theirs = trained(name, num_classes=7, **built)
     file = checkpoint(tmp_path, theirs, model=name, num_classes=7, **said)
     for model in (mnv3.load_checkpoint(file), mnv3.load_checkpoint(file, model=ours)):
@@ -192,22 +204,20 @@ def test_preprocessing_of_a_training(tmp_path):
 
 
 def test_averaged_weights(tmp_path, run, fails):
-    raw, averaged = (trained("mobilenetv3_small_050", num_classes=3) for _ in range(2))
-    averaged.classifier.bias.data += 1
-    ema = timm.utils.ModelEmaV3(averaged)
-    file = checkpoint(tmp_path, raw, ema=ema, model="mobilenetv3_small_050")
-    for use_ema, expected in ((None, averaged), (True, averaged), (False, raw)):
-        same(mnv3.load_checkpoint(file, use_ema=use_ema), expected)
-    Image.new("RGB", (40, 40), "red").save(tmp_path / "a.png")
+    raw, averaged = (trained("mnv3_small_cifar", num_classes=3) for _ in range(2))
     averaged.classifier.bias.data[2] += 100
-    checkpoint(tmp_path, raw, ema=timm.utils.ModelEmaV3(averaged), model="mobilenetv3_small_050")
+    file = checkpoint(tmp_path, raw, ema=timm.utils.ModelEmaV3(averaged), model="mnv3_small_cifar")
+    for use_ema, expected in ((None, averaged), (True, averaged), (False, raw)):
+        same(mnv3.load_checkpoint(file, use_ema=use_ema), expected, size=32)
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "a.png")
     command = ("predict", tmp_path / "a.png", "--checkpoint", file, "--topk", 1)
     assert run(*command, "--ema")[1].split() == ["100.00", "%", "class", "2"]
     assert run(*command, "--no-ema")[1].split()[0] != "100.00"
-    assert "--ema and --no-ema are for the weights of --checkpoint" in fails("predict", tmp_path / "a.png", "--ema")
+    message = fails("predict", tmp_path / "a.png", "--ema")
+    assert "use_ema (--ema, --no-ema) is for files and folders of weights, not mnv3_small_cifar.cifar10" in message
     torch.save(raw.state_dict(), tmp_path / "x.pth")
     with pytest.raises(WeightsError, match="x.pth: use_ema=True, but the checkpoint has none of"):
-        mnv3.load_checkpoint(tmp_path / "x.pth", model="mnv3_small_050", use_ema=True)
+        mnv3.load_checkpoint(tmp_path / "x.pth", model="mnv3_small_cifar", use_ema=True)
 
 
 def test_other_trainings_that_say_their_model(tmp_path):
@@ -237,16 +247,15 @@ def test_other_trainings_that_say_their_model(tmp_path):
         ({"model_kwargs": {"width": torch.zeros(40, 2)}}, r"width tensor\(\[\[0., 0.\].*: expected a number"),
     ],
 )
-def test_what_cannot_be_is_refused(tmp_path, said, message):
-    file = checkpoint(tmp_path, trained("mnv3_small_cifar"), model="mnv3_small_cifar", **said)
+def test_what_cannot_be_is_refused(tmp_path, cifar, said, message):
+    file = checkpoint(tmp_path, cifar, model="mnv3_small_cifar", **said)
     with pytest.raises((WeightsError, ValueError), match=message):
         mnv3.load_checkpoint(file)
 
 
 @pytest.mark.parametrize("said", [{"arch": torch.zeros(3)}, {"arch": 3, "args": [1]}, {"args": {"gp": torch.ones(2)}}])
-def test_what_says_nothing_is_passed_over(tmp_path, said):
-    model = trained("mnv3_small_cifar")
-    torch.save({"state_dict": model.state_dict()} | said, tmp_path / "x.pth")
-    same(mnv3.load_checkpoint(tmp_path / "x.pth", model="mnv3_small_cifar"), model, size=32)
+def test_what_says_nothing_is_passed_over(tmp_path, cifar, said):
+    torch.save({"state_dict": cifar.state_dict()} | said, tmp_path / "x.pth")
+    same(mnv3.load_checkpoint(tmp_path / "x.pth", model="mnv3_small_cifar"), cifar, size=32)
     with pytest.raises(ValueError, match="does not say which model it is for"):
         mnv3.load_checkpoint(tmp_path / "x.pth")

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 import mnv3
 from mnv3.arch import VARIANTS, count_macs
 from mnv3.catalog import CATALOG, ORG
-from mnv3.cli import main
+from mnv3.cli.arguments import DEFAULT_MODEL
+from mnv3.cli.main import main
 from mnv3.files import checkpoint, fetch
 from mnv3.files.folder import read_config
 from mnv3.train import recipe
@@ -76,6 +77,7 @@ def test_golden_logits(record):
         torch.testing.assert_close(model(golden["inputs"]), golden["outputs"], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @RECORDS
 def test_accuracy_on_real_pictures(record, shared):
     pictures = mnv3.data.load(str(shared / "images" / "cifar10_mini"), "test")
@@ -103,7 +105,7 @@ def test_predict_needs_neither_model_nor_network(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(fetch, "fetch_hub", lambda *args, **kwargs: pytest.fail("asked the network"))
     Image.new("RGB", (64, 48), "blue").save(tmp_path / "photo.png")
-    assert main.main(["predict", str(tmp_path / "photo.png")]) == 0
+    assert main(["predict", str(tmp_path / "photo.png")]) == 0
     captured = capsys.readouterr()
     assert len(captured.out.splitlines()) == 5
-    assert f"no --model: {main.DEFAULT_MODEL}" in captured.err
+    assert f"no --model: {DEFAULT_MODEL}" in captured.err
