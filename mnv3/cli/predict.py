@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,8 +27,9 @@ COUNTED = 100_000  # files that are listed before the first is read, so that the
 def add_commands(command: Command) -> None:
     """Add the command to the command line's parser."""
     sub = command("predict", predict, "Classify pictures.")
-    sub.add_argument("files", nargs="*", metavar="FILE|FOLDER", help="pictures, or folders of them")
-    sub.add_argument("--files-from", metavar="FILE", help="a list of them, one a line (-: standard input)")
+    pictures = sub.add_mutually_exclusive_group(required=True)
+    pictures.add_argument("files", nargs="*", default=[], metavar="FILE|FOLDER", help="pictures, or folders of them")
+    pictures.add_argument("--files-from", metavar="FILE", help="a list of them, one a line (-: standard input)")
     sub.add_argument("--model", metavar="MODEL", help=f"{MODEL_HELP}, or an exported file ({DEFAULT_MODEL})")
     sub.add_argument(
         "--checkpoint",
@@ -38,9 +40,7 @@ def add_commands(command: Command) -> None:
     sub.add_argument("--topk", type=positive, default=5, metavar="K", help="classes per picture (5)")
     sub.add_argument("--batch-size", type=positive, default=32, metavar="N", help="pictures at a time (32)")
     sub.add_argument("--workers", type=positive, metavar="N", help="threads that read pictures (one a processor)")
-    sub.add_argument(
-        "--exact", action="store_true", help="decode large JPEGs whole, not at 1/2, 1/4 or 1/8 of the size"
-    )
+    sub.add_argument("--exact", action="store_true", help="decode large JPEGs whole, not at a half or less")
     sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps ... (cpu)")
     sub.add_argument("--json", action="store_true", help="one JSON object a picture and line")
     sub.add_argument("--out", metavar="FILE", type=Path, help="write a .jsonl, .csv or .parquet in place of the screen")
@@ -80,24 +80,16 @@ def _files(args: argparse.Namespace) -> tuple[Iterator[Path], int | None]:
     """The pictures, and how many they are if that is soon told."""
     from ..pictures import images
 
-    if not args.files and not args.files_from:
-        raise ValueError("which pictures? Give files or folders, or a list of them (--files-from)")
-    files = images.find(chain(args.files, _listed(args.files_from)))
+    files = images.find(_listed(args.files_from) if args.files_from else args.files)
     first = list(islice(files, COUNTED))
     if not first:
-        raise ValueError(f"no pictures in {', '.join([*args.files, *filter(None, [args.files_from])])}")
+        raise ValueError(f"no pictures in {args.files_from or ', '.join(args.files)}")
     return chain(first, files), len(first) if len(first) < COUNTED else None
 
 
-def _listed(source: str | None) -> Iterator[str]:
-    """The lines of a list of files."""
-    if source is None:
-        return
-    if source == "-":
-        lines: Iterable[str] = sys.stdin
-        yield from filter(None, (line.rstrip("\r\n") for line in lines))
-        return
-    with open(source, encoding="utf-8", errors="surrogateescape") as lines:
+def _listed(source: str) -> Iterator[str]:
+    """The lines of a list of files, or of standard input for '-'."""
+    with nullcontext(sys.stdin) if source == "-" else open(source, encoding="utf-8", errors="surrogateescape") as lines:
         yield from filter(None, (line.rstrip("\r\n") for line in lines))
 
 

@@ -247,7 +247,9 @@ def test_closed_pipe():
 
 def test_ctrl_c(run, net, pictures, monkeypatch):
     """While a picture is read, in a thread of its own."""
-    monkeypatch.setattr(mnv3.images, "load", lambda path: os.kill(os.getpid(), signal.SIGINT) or time.sleep(0.5))
+    monkeypatch.setattr(
+        mnv3.images, "load", lambda path, **options: os.kill(os.getpid(), signal.SIGINT) or time.sleep(0.5)
+    )
     assert run("predict", pictures / "a.png", "--checkpoint", net) == (130, "", "")
 
 
@@ -291,3 +293,58 @@ def test_warnings_of_libraries_are_not_shown(run, pictures, net, tmp_path):
 def test_no_weights_are_fetched_for_no_pictures(fails, monkeypatch, tmp_path):
     monkeypatch.setattr(mnv3.files.fetch, "fetch", lambda *args, **kwargs: pytest.fail("downloaded"))
     assert "no pictures in" in fails("predict", tmp_path, "--model", "mnv3_small")
+
+
+# --- predictions into a file
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".csv"])
+def test_predict_into_a_file(run, fails, pictures, net, tmp_path, monkeypatch, ending):
+    """Killed on the way and resumed, the file is the one of a run that was not."""
+    whole, resumed = tmp_path / f"whole{ending}", tmp_path / f"resumed{ending}"
+    predict = ("predict", pictures, "--checkpoint", net, "--batch-size", 1)
+    status, out, err = run(*predict, "--out", whole)
+    assert (status, out) == (1, f"wrote {whole}: 4 pictures\n")
+    assert "c.png: not a picture" in err
+    load = mnv3.images.load
+
+    def interrupted(path, **options):
+        if path.name == "d.png":
+            raise KeyboardInterrupt
+        return load(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mnv3.images, "load", interrupted)
+        assert run(*predict, "--out", resumed)[0] == 130
+    assert not resumed.exists()
+    assert "is of a run that did not end: go on with --resume" in fails(*predict, "--out", resumed)
+    assert "was begun with topk 5, not 2" in fails(*predict, "--out", resumed, "--resume", "--topk", 2)
+    status, _, err = run(*predict, "--out", resumed, "--resume")
+    assert (status, err) == (0, ""), "what could not be read was said before"
+    assert resumed.read_bytes() == whole.read_bytes()
+    assert "choose another name, or replace it with --force" in fails(*predict, "--out", whole)
+    assert "--resume and --force are for --out FILE" in fails(*predict, "--resume")
+
+
+def test_predict_a_list(run, fails, pictures, net, tmp_path, monkeypatch):
+    names = [pictures / "d.png", pictures / "a.png"]
+    (tmp_path / "list.txt").write_text("".join(f"{name}\n" for name in names) + "\n")
+    expected = run("predict", *names, "--checkpoint", net, "--json")
+    assert run("predict", "--files-from", tmp_path / "list.txt", "--checkpoint", net, "--json") == expected
+    monkeypatch.setattr(sys, "stdin", open(tmp_path / "list.txt"))  # noqa: SIM115
+    assert run("predict", "--files-from", "-", "--checkpoint", net, "--json") == expected
+    (tmp_path / "list.txt").write_text("")
+    assert fails("predict", "--files-from", tmp_path / "list.txt") == f"mnv3: no pictures in {tmp_path / 'list.txt'}"
+
+
+@pytest.mark.slow
+def test_predict_in_two_processes(pictures, net, tmp_path):
+    """By torchrun, each with its share of the pictures: the file of one process."""
+    files = {}
+    for processes in (1, 2):
+        files[processes] = tmp_path / f"{processes}.jsonl"
+        command = ["predict", pictures, "--checkpoint", net, "--out", files[processes]]
+        launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "-m", "mnv3"]
+        subprocess.run([sys.executable, *launcher, *map(str, command)], cwd=ROOT, timeout=300, capture_output=True)
+    assert files[1].read_bytes() == files[2].read_bytes()
+    assert len(files[1].read_text().splitlines()) == 4
