@@ -20,7 +20,8 @@ from ..errors import WeightsError
 from .atomic import new_file
 from .checkpoint import damage, digest
 from .folder import PICKLE_FILE, weights_in
-from .hub_client import cache_folder, causes, default_cache, endpoint, git_hash, offline, problem, root_cause, via
+from .hub_client import cache_folder, default_cache, endpoint, git_hash, offline
+from .hub_errors import causes, fetching_problem, root_cause, via
 from .patience import timeout, waiting_for
 
 logger = logging.getLogger(__name__)
@@ -124,7 +125,7 @@ def fetch_hub(
                     library_name="mnv3",
                 )
             except Exception as error:  # the client, httpx and the file system each have their own
-                raise WeightsError(problem(error, repo, filename, revision, cache_dir)) from error
+                raise WeightsError(fetching_problem(error, repo, filename, revision, cache_dir)) from error
         return Path(path)
 
     return _verified(download, lambda path: _damage_of_cached(path, sha256), f"{filename} of {repo}")

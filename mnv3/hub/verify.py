@@ -15,6 +15,7 @@ from ..errors import WeightsError
 from ..factory import create_model, load_checkpoint
 from ..files import checkpoint, fetch, hub_client
 from ..files.folder import read_config, weights_in
+from ..files.hub_errors import fetching_problem
 from ..files.saving import CONFIG_FILE, GOLDEN_FILE
 from ..layers import evaluating
 from ..train.run_folder import LOG_FILE, RECIPE_FILE, TEST_FILE
@@ -200,7 +201,7 @@ def download(repo: str, revision: str | None, record: Checkpoint | None) -> Path
                 library_name="mnv3",
             )
         except Exception as error:  # the client, its transport and the file system each have their own
-            raise WeightsError(hub_client.problem(error, repo, "the weights folder", revision)) from error
+            raise WeightsError(fetching_problem(error, repo, "the weights folder", revision)) from error
     folder = Path(folder)
     commit = folder.name
     if head not in (None, commit):  # where the Hub is lost, the client takes what the cache has
