@@ -169,6 +169,8 @@ class MobileNetV3(nn.Module):
     @torch.no_grad()
     def _init_weights(self) -> None:
         """Normal weights that keep the variance of gradients (He et al. 2015, fan out); norm as PyTorch has it."""
+        if self.stem.conv.weight.is_meta:  # no numbers to set, but PyTorch would take longer than for real ones
+            return
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
