@@ -242,7 +242,7 @@ def test_transformers_and_what_save_writes(tmp_path, changes):
 
 def test_fields_of_the_card_are_in_every_record_of_ours():
     for record in OURS:
-        for name in ("dataset", "recipe", "measured", "history", "limits"):
+        for name in ("dataset", "recipe", "measured"):
             assert getattr(record, name), (record.name, name)
     assert all(not record.ours for record in CATALOG if record.url)
     assert dataclasses.replace(SMALL, repo=None).ours is False
