@@ -211,7 +211,7 @@ class MobileNetV3(nn.Module):
         With global_pool='' the results are maps: (B, num_classes, H', W') and (B, head_hidden_size, H', W').
         """
         x = self.global_pool(x)
-        if not torch.jit.is_scripting() and self.pooled and not in_graph():
+        if not torch.jit.is_scripting() and self.pooled:  # noqa: SIM108 (TorchScript compiles both sides of a ternary)
             x = pooled_conv2d(self.head, x)
         else:
             x = self.head(x)
