@@ -1,7 +1,7 @@
 """Weights folders to the Hub and back: push, pull, and verify (of verify.py).
 
 What is published is `verify.NAMES` and nothing else, in one commit, after hash, configuration, card, tensors and golden
-logits were found to be what the catalog says. The Hub's own client does all the talking.
+logits were compared with the catalog. The Hub's own client does all the talking.
 """
 
 import filecmp
@@ -24,7 +24,7 @@ from ..files.patience import waiting_for
 from ..version import __version__
 from . import cards
 from .cards import CARD_FILE
-from .verify import NAMES, REQUIRED, calling, check, download, record_at, verify
+from .verify import NAMES, REQUIRED, check, download, errors_call, record_at, verify
 
 __all__ = ["Push", "pull", "push", "verify"]
 
@@ -88,17 +88,17 @@ def pull(
     repo = source if "/" in source else fetch.repo_of(record)
     revision = revision or (record.revision if record else None)
     local = None if "/" in source or revision else fetch.local_folder(record)
-    found = local or download(repo, revision, record)
+    folder = local or download(repo, revision, record)
     if record:
-        check(found, record, source=source)
+        check(folder, record, source=source)
     else:
-        check_architecture(found)
-    names = [file for file in NAMES if (found / file).is_file()]
-    if out.is_dir() and filecmp.cmpfiles(found, out, names, shallow=False)[0] == names:
+        check_architecture(folder)
+    names = [file for file in NAMES if (folder / file).is_file()]
+    if out.is_dir() and filecmp.cmpfiles(folder, out, names, shallow=False)[0] == names:
         return out
     with new_folder(out, names=NAMES, needs=WEIGHTS_FILE, exist_ok=exist_ok) as new:
         for file in names:
-            shutil.copyfile(found / file, new / file)
+            shutil.copyfile(folder / file, new / file)
     return out
 
 
@@ -129,7 +129,7 @@ def push(
         left_out = _copy_known(folder, copy)
         record = check(copy, source=str(folder)).record
         repo = repo or fetch.repo_of(record)
-        with calling(copy, str(folder)):
+        with errors_call(copy, str(folder)):
             card = cards.card(record, copy)
             if not cards.same((copy / CARD_FILE).read_text(encoding="utf-8", errors="replace"), card):
                 raise WeightsError(
