@@ -137,7 +137,7 @@ def fetch_hub(
 
 
 def fetch_url(url: str, *, sha256: str | None = None, cache_dir: str | os.PathLike | None = None) -> Path:
-    """A file behind a URL, verified, in `cache_dir` or torch.hub's folder of checkpoints; raises what `fetch` raises."""
+    """A file behind a URL, verified, in `cache_dir` or torch.hub's folder of checkpoints; for errors see `fetch`."""
     folder = Path(cache_dir) if cache_dir else Path(torch.hub.get_dir()) / "checkpoints"
     path = folder / url.rpartition("/")[2]
 
