@@ -3,50 +3,28 @@
 `import mnv3` registers the models with timm and does nothing else: no network, no seeds, no thread or backend settings.
 """
 
-from . import deploy, show, timm_models
-from .arch import Arch, Bneck
-from .catalog import CATALOG, Checkpoint
-from .deploy import fuse
-from .errors import PublishError, TrainingStopped, WeightsError
-from .factory import class_names, create_model, load_checkpoint, transforms
-from .files.conversion import convert_state_dict
-from .files.saving import save
-from .hub import publish
-from .layers import set_bn_eps
-from .model import MobileNetV3
-from .pictures import data, images
-from .pictures.evaluate import evaluate
-from .pictures.predict import predict
-from .train import recipe
-from .train.finetune import finetune
-from .version import __version__
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "CATALOG",
-    "Arch",
-    "Bneck",
-    "Checkpoint",
-    "MobileNetV3",
-    "PublishError",
-    "TrainingStopped",
-    "WeightsError",
-    "__version__",
-    "class_names",
-    "convert_state_dict",
-    "create_model",
-    "data",
-    "deploy",
-    "evaluate",
-    "finetune",
-    "fuse",
-    "images",
-    "load_checkpoint",
-    "predict",
-    "publish",
-    "recipe",
-    "save",
-    "set_bn_eps",
-    "show",
-    "timm_models",
-    "transforms",
-]
+from .version import __version__ as __version__
+
+
+def _runs_the_command() -> bool:
+    """Whether this process is `mnv3 ...` or `python -m mnv3 ...`, whose help and tables need neither torch nor timm."""
+    program = sys.argv[0] if sys.argv else ""
+    return PurePath(program).stem == "mnv3" or (program == "-m" and "mnv3" in sys.orig_argv)
+
+
+if TYPE_CHECKING or not _runs_the_command():
+    from .public import *  # noqa: F403
+    from .public import __all__ as __all__
+else:
+
+    def __getattr__(name: str) -> Any:
+        """A public name on first use; files of the package are left to the import that asks for them."""
+        if find_spec(f"{__name__}.{name}"):
+            raise AttributeError(name)
+        return getattr(import_module(f"{__name__}.public"), name)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import timm
 from torch import nn
 
+from . import timm_models  # noqa: F401 (registers the names)
 from .arch import VARIANTS
 from .catalog import CATALOG, TIMM_NAMES, arch_named, split_name
 from .errors import WeightsError, choices
