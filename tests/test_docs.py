@@ -13,7 +13,7 @@ from PIL import Image, ImageChops, ImageStat
 from mnv3 import Arch
 from mnv3.arch import VARIANTS
 from mnv3.catalog import checkpoints, find
-from mnv3.cli import main
+from mnv3.cli.main import _parser, main
 
 README, CHINESE = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md"))
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -30,12 +30,12 @@ def commands(*texts: str) -> list[str]:
 
 
 def test_table_of_models_is_the_commands(capsys):
-    main.main(["list", "--markdown"])
+    main(["list", "--markdown"])
     table = capsys.readouterr().out
     assert f"`mnv3 list --markdown`; tests/test_docs.py compares -->\n{table}\n" in README, (
         "paste the output of `mnv3 list --markdown` into README.md"
     )
-    main.main(["list"])
+    main(["list"])
     plain = [line.split() for line in capsys.readouterr().out.splitlines()]
     cells = [[cell.strip() for cell in row.strip("|").split("|")][:-1] for row in table.splitlines()]
     assert [cells[0], *cells[2:]] == plain, "both forms have the same figures"
@@ -70,7 +70,7 @@ def test_python_blocks(monkeypatch, tmp_path):
 @pytest.mark.parametrize("line", commands(README, CHINESE))
 def test_commands_are_understood(line):
     words = line.split()[2:]
-    assert main._parser().parse_args(words).command == words[0]
+    assert _parser().parse_args(words).command == words[0]
 
 
 @pytest.mark.parametrize("text", [README, CHINESE], ids=["README.md", "README.zh-CN.md"])
@@ -97,7 +97,7 @@ def test_figures_are_those_of_the_makefile():
     """Every picture of the documents has a command, which is understood; they are small."""
     lines = re.findall(r"^\t\$\(MNV3\) (.*)-o \$\(FIGURES\)/(\S+)$", MAKEFILE, re.MULTILINE)
     for words, file in lines:
-        args = main._parser().parse_args(["show", *words.replace("'", "").split(), "-o", file])
+        args = _parser().parse_args(["show", *words.replace("'", "").split(), "-o", file])
         assert args.command == "show"
     figures = sorted((ROOT / "docs" / "figures").iterdir())
     assert sorted(file for _, file in lines) == [path.name for path in figures]

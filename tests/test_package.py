@@ -147,10 +147,10 @@ def test_wheel(tmp_path):
     extras = set(re.findall(r"^Provides-Extra: (\w+)", metadata, re.MULTILINE))
     runtimes = {"deploy", "executorch", "litert", "ncnn", "coreml"}
     assert extras == {"test", "finetune", "viz", "convert", "all"} | runtimes
-    code = "import mnv3.cli.main, sys; sys.exit(mnv3.cli.main.main(['list', '--json']))"
+    code = "from mnv3.cli import main; main(['list', '--json'])"
     result = python(code, tmp_path, path=tmp_path / "site")
     assert len(result.stdout.splitlines()) > 15, result.stderr
-    code = "import mnv3.cli.main, sys; sys.exit(mnv3.cli.main.main(['recipes']))"
+    code = "from mnv3.cli import main; main(['recipes'])"
     assert "cifar10_small" in python(code, tmp_path, path=tmp_path / "site").stdout
     code = "import timm, mnv3; print(timm.create_model('mnv3_small_cifar', pretrained=True).num_classes)"
     assert python(code, tmp_path, path=tmp_path / "site").stdout == "10\n"  # and no network

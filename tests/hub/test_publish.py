@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 import mnv3
 from mnv3 import WeightsError, catalog
 from mnv3.catalog import find
-from mnv3.cli import main
+from mnv3.cli.main import main
 from mnv3.errors import PublishError
 from mnv3.files import checkpoint, fetch
 from mnv3.hub import publish, verify
@@ -718,7 +718,7 @@ def test_verify_finds_what_a_repository_has_wrong(server, folder):
 @pytest.fixture
 def run(capsys):
     def run(*args):
-        status = main.main([str(arg) for arg in args])
+        status = main([str(arg) for arg in args])
         captured = capsys.readouterr()
         assert "Traceback" not in captured.err
         assert "hf_writer" not in captured.out + captured.err
@@ -777,7 +777,7 @@ def test_a_refusal_is_one_line(run, server, folder, checked, monkeypatch):
 @pytest.mark.parametrize("command", ["push", "pull", "verify", "card"])
 def test_help(run, command, capsys):
     with pytest.raises(SystemExit):
-        main.main([command, "--help"])
+        main([command, "--help"])
     assert capsys.readouterr().out.startswith(f"usage: mnv3 {command} ")
 
 
