@@ -529,14 +529,12 @@ def test_torchvisions_file_that_stays_wrong(url, fault, problem):
 
 
 @pytest.mark.parametrize(
-    ("fault", "problem"), [("html", "84 bytes; it starts as a web page"), ("truncated", "starts as a zip archive")]
+    ("fault", "reason"), [("html", "84 bytes; it starts as a web page"), ("truncated", "starts as a zip archive")]
 )
-def test_a_url_without_a_hash(url, fault, problem):
+def test_a_url_without_a_hash(url, fault, reason):
     """Nothing says what the file should be; that it is none of weights, or not whole, shows all the same."""
     url.inject(fault)
-    with pytest.raises(
-        WeightsError, match=f"arrived damaged twice .*removed: not a whole file of weights, .*{problem}"
-    ):
+    with pytest.raises(WeightsError, match=f"arrived damaged twice .*removed: not a whole file of weights, .*{reason}"):
         fetch.fetch_url(url.record.url)
     assert list(url.cache.iterdir()) == []
     url.recover()
