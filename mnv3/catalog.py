@@ -198,7 +198,7 @@ def checkpoints(arch: str) -> list[Checkpoint]:
 
 
 def split_name(name: str) -> tuple[str, str | None]:
-    """'arch.tag' or 'arch' to its parts, both known.
+    """Split 'arch.tag' or 'arch' into arch and tag, both of which have to exist; the tag is None where none is given.
 
     Raises:
         ValueError: There is no such arch, or no such tag of it; the message has the near misses and the list.

@@ -76,9 +76,9 @@ _evaluated: WeakKeyDictionary[nn.Module, tuple[int, bool]] = WeakKeyDictionary()
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation, without gradients; afterwards every module has its mode again.
+    """Evaluate in the block: `model.eval()` and no gradients; afterwards every module has its own mode again.
 
-    Of several threads that evaluate a model at once, the last gives the modes back.
+    Where several threads evaluate one model at once, the last to finish restores the modes.
     """
     modules = list(model.modules())  # a frozen batch norm has its own mode
     with _lock:
@@ -100,10 +100,13 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def finite(logits: Tensor) -> Tensor:
-    """`logits` (B, classes) as they are.
+    """Check that logits are finite, and return them.
+
+    Args:
+        logits: Of shape (B, classes).
 
     Raises:
-        WeightsError: Some are NaN or infinite, which is no answer.
+        WeightsError: Some are NaN or infinite.
     """
     if wrong := (~logits.isfinite()).any(1).sum().item():
         raise nonfinite_error(wrong, len(logits))
@@ -173,7 +176,10 @@ def with_default_eps(model: nn.Module) -> nn.Module:
 
 
 class ConvNormAct(nn.Module):
-    """Convolution without bias, batch norm, activation ('RE', 'HS', or None for a linear layer)."""
+    """Convolution without bias, batch norm, activation: (B, in_chans, H, W) to (B, out_chans, H / stride, W / stride).
+
+    `act` is 'RE', 'HS', or None for a linear layer; `pad_type` is '' or 'same', TensorFlow's padding.
+    """
 
     def __init__(
         self,

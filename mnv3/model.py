@@ -59,7 +59,7 @@ def lay_out(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
 
 
-def _whole(name: str, value: Any, least: int) -> int:
+def _whole_number(name: str, value: Any, least: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}")
     return value
@@ -134,8 +134,8 @@ class MobileNetV3(nn.Module):
         self.arch = arch
         self.se_order = _one_of("se_order", se_order, SE_ORDERS)
         self.pad_type = _one_of("pad_type", pad_type, PAD_TYPES)
-        self.num_classes = _whole("num_classes", num_classes, 0)
-        self.in_chans = _whole("in_chans", in_chans, 1)
+        self.num_classes = _whole_number("num_classes", num_classes, 0)
+        self.in_chans = _whole_number("in_chans", in_chans, 1)
         self.drop_rate = _rate("drop_rate", drop_rate)
         self.stride = arch.stride
         self.grad_checkpointing = False
@@ -304,7 +304,7 @@ class MobileNetV3(nn.Module):
     @torch.jit.ignore
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new classifier for `num_classes`, 0 for none; other pooling where `global_pool` is given."""
-        self.num_classes = _whole("num_classes", num_classes, 0)
+        self.num_classes = _whole_number("num_classes", num_classes, 0)
         if global_pool is not None:
             self._set_pool(global_pool)
         self.classifier = nn.Identity()
