@@ -136,6 +136,7 @@ def test_wheel(tmp_path):
         metadata = archive.read(next(name for name in names if name.endswith("METADATA"))).decode()
     expected = {str(path.relative_to(ROOT)) for _, path in modules()}
     expected |= {str(path.relative_to(ROOT)) for path in (ROOT / "mnv3" / "train" / "recipes").glob("*.yaml")}
+    expected |= {str(path.relative_to(ROOT)) for path in (ROOT / "mnv3").rglob("templates/*")}
     expected |= {f"mnv3/{path.relative_to(ROOT)}" for path in (ROOT / "weights").rglob("*") if path.is_file()}
     assert expected <= names
     assert not any(name.startswith(("tests/", "benchmarks/")) for name in names)
