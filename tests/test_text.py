@@ -72,7 +72,7 @@ def test_markdown(name):
         (paragraph,) = [token for token in reader.parse(source) if token.type == "inline"]
         assert {child.type for child in paragraph.children} <= {"text", "softbreak", "text_special"}
         assert text.drawable(name).strip() in "".join(child.content for child in paragraph.children)
-    table = f"| class | top-1 |\n| --- | ---: |\n| {text.markdown(name)} | 1.0 |"
+    table = cards.table([("class", "top-1"), (text.markdown(name), "1.0")], "<>")
     cells = [token for token in reader.parse(table) if token.type == "inline"]
     assert len(cells) == 4
     assert "".join(child.content for child in cells[2].children).strip() == text.drawable(name).strip()

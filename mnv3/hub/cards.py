@@ -10,7 +10,7 @@ import dataclasses
 import json
 import os
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,13 @@ def shipped(weights: str | os.PathLike) -> Iterator[tuple[Checkpoint, Path]]:
         folder = Path(weights) / record.name
         if record.ours and (folder / WEIGHTS_FILE).is_file():
             yield record, folder
+
+
+def table(rows: Sequence[Sequence[object]], align: str) -> str:
+    """Rows, the first of which is the heading, as a Markdown table with each column '<' or '>' aligned."""
+    heading, *others = (f"| {' | '.join(map(str, row))} |" for row in rows)
+    rule = f"| {' | '.join('---:' if a == '>' else '---' for a in align)} |"
+    return "\n".join((heading, rule, *others))
 
 
 def _render(templates: list[str], **values: object) -> str:
