@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 from conftest import ROOT
@@ -49,6 +50,7 @@ def test_python_blocks(monkeypatch, tmp_path):
     import mnv3
 
     load, timm_create, create = torch.hub.load, timm.create_model, mnv3.create_model
+    optimize = partial(mnv3.deploy.optimize, candidates=["eager", "fused"])  # all of them take 20 seconds
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (300, 200), "orange").save("cat.jpg")
 
@@ -59,6 +61,7 @@ def test_python_blocks(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, "load", local)
     monkeypatch.setattr(timm, "create_model", lambda name, **kw: timm_create(name, **(kw | {"pretrained": False})))
     monkeypatch.setattr(mnv3, "create_model", lambda name, **kw: create(name, **(kw | {"pretrained": False})))
+    monkeypatch.setattr(mnv3.deploy, "optimize", optimize)
     names: dict = {}
     for block in blocks("python"):
         exec(block, names)
