@@ -179,10 +179,6 @@ def scale(arch: Arch, width: float) -> Arch:
     Outputs are rounded to 8, expansions follow from the rounded input by the row's exact ratio. The stem keeps its
     width below 0.75 (timm's rule for its 0.5 Small) and the head below 1.
 
-    Args:
-        arch: The table.
-        width: Above 0 and at most 64; 1.0 is the paper's.
-
     Raises:
         ValueError: `width` is not a positive number.
     """
@@ -226,11 +222,7 @@ def without_hs(arch: Arch) -> Arch:
 
 
 def with_strides(arch: Arch, strides: tuple[int, ...]) -> Arch:
-    """The table with other strides.
-
-    Args:
-        arch: The table.
-        strides: One for the stem and one for each row that halves the map in `arch`, in order.
+    """Other strides for the stem and for the rows that halve the map in `arch`, in that order.
 
     Raises:
         ValueError: There are not exactly as many strides as the stem and those rows.
@@ -307,14 +299,7 @@ class Cost(NamedTuple):
 
 
 def costs(arch: Arch, *, size: int = 224, in_chans: int = 3, num_classes: int = 1000) -> Iterator[Cost]:
-    """Parameters, MACs and activations of every part of the network, in order.
-
-    Args:
-        arch: The table.
-        size: Height and width of the picture, in pixels.
-        in_chans: Channels of the picture.
-        num_classes: Outputs of the classifier; 0 for none.
-    """
+    """Parameters, MACs and activations of every part, in order, for a picture (in_chans, size, size)."""
 
     def conv(k: int, cin: int, cout: int, groups: int, out_size: int, shifts: int = 2) -> tuple[int, int, int]:
         """Batch norm has a scale and a shift per channel, a layer with a bias one of the two."""

@@ -158,7 +158,9 @@ def test_features_only_indices(arch_name):
 def test_forward_intermediates_options(arch_name, model, x):
     with torch.inference_mode():
         everything = model.forward_intermediates(x, intermediates_only=True)
+        hook = model.last.register_forward_hook(lambda *_: pytest.fail("it went past the deepest map"))
         first_and_third = model.forward_intermediates(x, indices=[2, 0], intermediates_only=True, stop_early=True)
+        hook.remove()
         torch.testing.assert_close(first_and_third, [everything[0], everything[2]])
         torch.testing.assert_close(model.forward_intermediates(x, indices=2, intermediates_only=True), everything[-2:])
     with pytest.raises(ValueError, match="stop_early=True leaves no final map"):
