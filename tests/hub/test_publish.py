@@ -320,7 +320,6 @@ def test_a_gitignore_that_keeps_files_out_is_noticed(server, folder, checked, mo
         (None, "no token: set HF_TOKEN, or run `hf auth login`, with a token that may write"),
         ("hf_wrong", "http://127.0.0.1:.* refuses the token of HF_TOKEN or `hf auth login`: get a new one"),
         ("hf_reader", r"the token may not write to org on http://.* \(HTTP 403\).* by --repo or MNV3_NAMESPACE"),
-        ("hf_tök", "has characters that none has: copy it again"),
         ("hf_a hf_b", "has characters that none has: copy it again"),
         ("hf_a\x01b", "has characters that none has: copy it again"),
     ],
@@ -355,9 +354,7 @@ def test_servers_that_refuse(server, folder, checked, fault, message):
     assert not any(server.folder.iterdir())
 
 
-@pytest.mark.parametrize(
-    "repo", ["mine", "a/b/c", "org/na me", "org/x..y", "org/", "/x", "org/x.git", "../../etc", "-"]
-)
+@pytest.mark.parametrize("repo", ["mine", "a/b/c", "org/na me", "org/", "/x", "../../etc"])
 def test_names_of_repositories(server, folder, checked, repo):
     refused("is no repository's name: expected NAMESPACE/NAME", folder, repo=repo)
     assert writes(server) == []
@@ -474,7 +471,6 @@ DISAGREEING = {
         "config.json: model_args: width 1000000.0: expected a number from 0.01 to 64",
     ),
     "config": (lambda f: (f / "config.json").write_text("{"), "config.json: cannot be read"),
-    "config is a list": (lambda f: (f / "config.json").write_text("[]"), "config.json: cannot be read"),
     "no configuration in it": (
         lambda f: (f / "config.json").write_text('{"architecture": "mnv3_small_cifar", "pretrained_cfg": []}'),
         "config.json: pretrained_cfg: expected names with values, found list",
@@ -497,8 +493,6 @@ DISAGREEING = {
         "golden.safetensors: not a safetensors",
     ),
     "card gone": (lambda f: (f / "README.md").unlink(), "has no README.md: `mnv3 card .*` writes it"),
-    "weights gone": (lambda f: (f / "model.safetensors").unlink(), "has no model.safetensors"),
-    "config gone": (lambda f: (f / "config.json").unlink(), "has no config.json"),
 }
 
 
@@ -816,9 +810,3 @@ print(float((getattr(outputs, "logits", outputs) - golden["outputs"]).abs().max(
         result = process("-c", block + check.replace("GOLDEN", repr(str(folder / "golden.safetensors"))))
         assert result.stdout == "True\n", result.stderr
     assert any("/me/mine/resolve/" in path for path in server.asked("GET"))
-
-
-def test_public_names():
-    assert publish.verify is verify.verify
-    for name in publish.__all__:
-        assert getattr(publish, name).__doc__
