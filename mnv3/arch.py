@@ -79,7 +79,7 @@ class Bneck:
 
 @dataclass(frozen=True)
 class Arch:
-    """A whole network: stem convolution, rows, last 1x1 convolution before the pool, head 1x1 after it.
+    """A network: stem convolution, rows, last 1x1 convolution before the pool, head 1x1 after it.
 
     stem, last, head are channels; `act` is the activation of all three (h-swish in the paper).
     """
@@ -277,13 +277,13 @@ class Tap(NamedTuple):
 def taps(arch: Arch) -> list[Tap]:
     """The last module before every halving, dilated or not, and the last convolution, shallow to deep, as in timm."""
     reduction, module, channels = arch.stem_stride, "stem", arch.stem
-    found = []
+    maps = []
     for i, row in enumerate(arch.rows):
         if row.stride > 1:
-            found.append(Tap(module, channels, reduction))
+            maps.append(Tap(module, channels, reduction))
             reduction *= row.step
         module, channels = f"blocks.{i}", row.out
-    return [*found, Tap("last", arch.last, reduction)]
+    return [*maps, Tap("last", arch.last, reduction)]
 
 
 class Cost(NamedTuple):
@@ -299,12 +299,12 @@ class Cost(NamedTuple):
 
 
 def costs(arch: Arch, *, size: int = 224, in_chans: int = 3, num_classes: int = 1000) -> Iterator[Cost]:
-    """Parameters, MACs and activations of every part, in order, for a square picture of `size` pixels."""
+    """Parameters, MACs and activations of every part, in order, for a picture (in_chans, size, size)."""
 
     def conv(k: int, cin: int, cout: int, groups: int, out_size: int, shifts: int = 2) -> tuple[int, int, int]:
         """Batch norm has a scale and a shift per channel, a layer with a bias one of the two."""
-        weights, places = k * k * cin * cout // groups, out_size**2
-        return weights + shifts * cout, weights * places, cout * places
+        weights, pixels = k * k * cin * cout // groups, out_size**2
+        return weights + shifts * cout, weights * pixels, cout * pixels
 
     def part(name: str, size: int, out_size: int, channels: int, *layers: tuple[int, int, int]) -> Cost:
         return Cost(name, size, out_size, channels, *map(sum, zip(*layers, strict=True)))

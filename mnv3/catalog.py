@@ -17,7 +17,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
 WEIGHTS_FILE = "model.safetensors"
 ENDINGS = (".safetensors", ".pth", ".pth.tar", ".bin", ".pt", ".ckpt")  # of files of weights, in timm's order
-ORG = "org"  # the namespace of whoever publishes mnv3; see hub.repo_of for another one
+ORG = "org"  # the namespace of whoever publishes mnv3; files/fetch.py: repo_of has another one
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,6 @@ class Checkpoint:
     dataset: str | None = None  # its name on the Hub
     recipe: str | None = None  # of `mnv3 recipes`
     measured: str | None = None  # the command that gives `top1`
-    history: str | None = None  # of its training and of the figure, in sentences
-    limits: str | None = None  # of its use, in sentences
 
     @property
     def ours(self) -> bool:
@@ -66,180 +64,117 @@ class Checkpoint:
         return f"{self.arch}.{self.tag}"
 
 
-def _timm(
-    arch: str, tag: str, name: str, revision: str | None = None, sha256: str | None = None, **fields
-) -> Checkpoint:
-    """A repository of timm's on the Hub."""
-    return Checkpoint(arch, tag, repo=f"timm/{name}.{tag}", revision=revision, sha256=sha256, **fields)
+# fmt: off
+REVISIONS = {  # the commits of repositories on the Hub
+    "mnv3_large.ra_in1k":             "96f46a1c52932f27492dff66c72378eb99b443a7",
+    "mnv3_large.ra4_e3600_r224_in1k": "26a545b7c557e54fa13caff7e76da391f6bcbc1a",
+    "mnv3_large.miil_in21k":          "b47a59642b7b988108c44f31f36772c5790c7517",
+    "mnv3_small.lamb_in1k":           "1824797e7887cbec1990e4adbd6675960a36c589",
+    "mnv3_small_075.lamb_in1k":       "fa65a043c25690a5779ff856052a5ae55ec03eda",
+    "mnv3_small_050.lamb_in1k":       "f58e7345afe2832abd6f81cc60f67cd1ddf7ce00",
+    "mnv3_small_tf.in1k":             "eba2bbe6f862c995a61fc3862f3ceebb5d5684a1",
+    "mnv3_large_075_tf.in1k":         "b1c1e44af126225ee71496e7a1f77eae95529ae3",
+}
+SHA256 = {  # of the files
+    "mnv3_large.ra_in1k":             "f425af34cc1cead2b5d6211f789a1f30b94835dc32f9c0fcc5a916e4fd2dde85",
+    "mnv3_large.ra4_e3600_r224_in1k": "bd595a2d59301fc6264c4aabb203f93ec17b0aa7bdd7532c8d9e1cf07dfc9bdc",
+    "mnv3_large.miil_in21k_ft_in1k":  "436a40242a4b102d92dd5f0d6fc9e15c23aafc45dfa3a8cf00a0353c4f854eb0",
+    "mnv3_large.tv2_in1k":            "5c1a416349c4cf298f2a6a5e2600ed0ee55e604713578f5e74e6bc8bcaef7997",
+    "mnv3_large.tv_in1k":             "8738ca797c879b547d18bbd15da5736ff2557b2036a9af72225393ca61759a04",
+    "mnv3_small.lamb_in1k":           "46d2c063b18125884c48937afa4c49e18128869e52e8db96df48bf0a4d7ff697",
+    "mnv3_small.tv_in1k":             "047dcff4addef86ea5bc2eff13c9614dc11f47ab1160d0a71a25e7db994f4e1f",
+    "mnv3_small_075.lamb_in1k":       "c56c9ffc148d94301a477d5678e6802d0251b22ff23376c396eacd737edad0b7",
+    "mnv3_small_050.lamb_in1k":       "2e3f6937afd4b3704450518a2710168775d6c70ebfb7a0e9aaf06200c6fbe0c4",
+    "mnv3_large_cifar.cifar10":       "6a924f949976a8602852731c7b1a3a788e9de3d2faed8b5c90157ff4bdcf1566",
+    "mnv3_small_cifar.cifar10":       "cfb82951b92b1e54e67a919b2a027617fcd7ea16f7bc1007f5d45413c53b1d79",
+}
+# fmt: on
+
+# What the trainings have in common: preprocessing, eps, licence, where they come from.
+RA4 = {"mean": HALF, "std": HALF, "crop_pct": 0.95, "test_input_size": (3, 256, 256), "test_crop_pct": 1.0}
+MIIL = {
+    "mean": (0.0, 0.0, 0.0),
+    "std": (1.0, 1.0, 1.0),
+    "interpolation": "bilinear",
+    "origin": "https://github.com/Alibaba-MIIL/ImageNet21K",
+}
+MIIL21K = MIIL | {"num_classes": 11221}
+TF = {
+    "mean": HALF,
+    "std": HALF,
+    "interpolation": "bilinear",
+    "bn_eps": 1e-3,
+    "origin": "https://github.com/tensorflow/models/tree/master/research/slim/nets/mobilenet",
+}
+TV = {
+    "interpolation": "bilinear",
+    "bn_eps": 1e-3,
+    "license": "bsd-3-clause",
+    "origin": "https://github.com/pytorch/vision",
+}
+TV2 = TV | {"crop_pct": 0.965}  # torchvision resizes to 232 for a crop of 224
+CIFAR = {
+    "num_classes": 10,
+    "input_size": (3, 32, 32),
+    "mean": (0.4914, 0.4822, 0.4465),
+    "std": (0.2470, 0.2435, 0.2616),
+    "interpolation": "bilinear",
+    "crop_pct": 1.0,
+    "label_names": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+    "origin": f"https://github.com/{ORG}/mnv3",
+    "data": "CIFAR-10 test",
+    "dataset": "uoft-cs/cifar10",
+}
 
 
-def _tf(arch: str, name: str, revision: str | None, top1: float) -> Checkpoint:
-    """timm's port of one of TensorFlow's checkpoints."""
-    origin = "https://github.com/tensorflow/models/tree/master/research/slim/nets/mobilenet"
-    fields = {"mean": HALF, "std": HALF, "interpolation": "bilinear", "bn_eps": 1e-3, "top1": top1, "origin": origin}
-    return _timm(arch, "in1k", name, revision, **fields)
+def _pinned(arch: str, tag: str, **fields) -> Checkpoint:
+    """A checkpoint with its revision and hash from the tables above."""
+    name = f"{arch}.{tag}"
+    return Checkpoint(arch, tag, revision=REVISIONS.get(name), sha256=SHA256.get(name), **fields)
 
 
-def _torchvision(arch: str, tag: str, file: str, sha256: str, top1: float, crop_pct: float = 0.875) -> Checkpoint:
-    """A file of torchvision's."""
-    return Checkpoint(
-        arch,
-        tag,
-        url=f"https://download.pytorch.org/models/{file}",
-        sha256=sha256,
-        interpolation="bilinear",
-        crop_pct=crop_pct,
-        license="bsd-3-clause",
-        bn_eps=1e-3,
-        top1=top1,
-        origin="https://github.com/pytorch/vision",
-    )
+def _timm(arch: str, tag: str, name: str, top1: float | None, **fields) -> Checkpoint:
+    """A repository of timm's on the Hub, of the model that timm calls `name`."""
+    return _pinned(arch, tag, repo=f"timm/{name}.{tag}", top1=top1, **fields)
 
 
-def _cifar10(arch: str, sha256: str, top1: float, history: str) -> Checkpoint:
+def _torchvision(arch: str, tag: str, name: str, top1: float, **fields) -> Checkpoint:
+    """A file of torchvision's, whose name ends in the first digits of its hash."""
+    file = f"{name}-{SHA256[f'{arch}.{tag}'][:8]}.pth"
+    return _pinned(arch, tag, url=f"https://download.pytorch.org/models/{file}", top1=top1, **fields)
+
+
+def _ours(arch: str, tag: str, recipe: str, top1: float, **fields) -> Checkpoint:
     """A checkpoint of our own, which ships with mnv3 in weights/; see its model card there."""
-    chosen = "The recipe was chosen by short trainings on 45,000 of the training pictures and the other 5,000."
-    return Checkpoint(
-        arch,
-        "cifar10",
-        repo=f"{ORG}/{arch}.cifar10",
-        sha256=sha256,
-        num_classes=10,
-        input_size=(3, 32, 32),
-        mean=(0.4914, 0.4822, 0.4465),
-        std=(0.2470, 0.2435, 0.2616),
-        interpolation="bilinear",
-        crop_pct=1.0,
-        top1=top1,
-        origin=f"https://github.com/{ORG}/mnv3",
-        data="CIFAR-10 test",
-        label_names=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
-        dataset="uoft-cs/cifar10",
-        recipe=f"cifar10_{arch.split('_')[1]}",
-        measured=f"mnv3 eval {arch}.cifar10 --data cifar10 --data-dir data --download",
-        history=f"{history} {chosen}",
-        limits="It knows the ten classes of CIFAR-10 and nothing else: any picture gets one of them, whatever it "
-        "shows. Pictures are scaled to 32x32, as it was trained; on photographs expect less than on the test pictures, "
-        "3.3 % of which have a near duplicate among the training pictures (Barz & Denzler 2020, arXiv:1902.00423). "
-        "Meant for teaching, comparison, and as a start for trainings; not for decisions on people.",
-    )
+    measured = f"mnv3 eval {arch}.{tag} --data {tag} --data-dir data --download"
+    return _pinned(arch, tag, repo=f"{ORG}/{arch}.{tag}", recipe=recipe, top1=top1, measured=measured, **fields)
 
 
 # The first record of an arch is its default: of the best on the Hub, the one with ImageNet's usual mean and std, which
 # users of torch.hub type in by habit.
+# fmt: off
 CATALOG: tuple[Checkpoint, ...] = (
-    _timm(
-        "mnv3_large",
-        "ra_in1k",
-        "mobilenetv3_large_100",
-        "96f46a1c52932f27492dff66c72378eb99b443a7",
-        "f425af34cc1cead2b5d6211f789a1f30b94835dc32f9c0fcc5a916e4fd2dde85",
-        top1=75.786,
-    ),
-    _timm(
-        "mnv3_large",
-        "ra4_e3600_r224_in1k",
-        "mobilenetv3_large_100",
-        "26a545b7c557e54fa13caff7e76da391f6bcbc1a",
-        "bd595a2d59301fc6264c4aabb203f93ec17b0aa7bdd7532c8d9e1cf07dfc9bdc",
-        mean=HALF,
-        std=HALF,
-        crop_pct=0.95,
-        test_input_size=(3, 256, 256),
-        test_crop_pct=1.0,
-        top1=76.310,
-    ),
-    _timm(
-        "mnv3_large",
-        "miil_in21k_ft_in1k",
-        "mobilenetv3_large_100",
-        None,
-        "436a40242a4b102d92dd5f0d6fc9e15c23aafc45dfa3a8cf00a0353c4f854eb0",
-        mean=(0.0, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
-        interpolation="bilinear",
-        top1=77.910,
-        origin="https://github.com/Alibaba-MIIL/ImageNet21K",
-    ),
-    _timm(
-        "mnv3_large",
-        "miil_in21k",
-        "mobilenetv3_large_100",
-        "b47a59642b7b988108c44f31f36772c5790c7517",
-        num_classes=11221,
-        mean=(0.0, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
-        interpolation="bilinear",
-        origin="https://github.com/Alibaba-MIIL/ImageNet21K",
-    ),
-    _torchvision(
-        "mnv3_large",
-        "tv2_in1k",
-        "mobilenet_v3_large-5c1a4163.pth",
-        "5c1a416349c4cf298f2a6a5e2600ed0ee55e604713578f5e74e6bc8bcaef7997",
-        top1=75.274,
-        crop_pct=0.965,  # torchvision resizes to 232 for a crop of 224
-    ),
-    _torchvision(
-        "mnv3_large",
-        "tv_in1k",
-        "mobilenet_v3_large-8738ca79.pth",
-        "8738ca797c879b547d18bbd15da5736ff2557b2036a9af72225393ca61759a04",
-        top1=74.042,
-    ),
-    _timm(
-        "mnv3_small",
-        "lamb_in1k",
-        "mobilenetv3_small_100",
-        "1824797e7887cbec1990e4adbd6675960a36c589",
-        "46d2c063b18125884c48937afa4c49e18128869e52e8db96df48bf0a4d7ff697",
-        top1=67.638,
-    ),
-    _torchvision(
-        "mnv3_small",
-        "tv_in1k",
-        "mobilenet_v3_small-047dcff4.pth",
-        "047dcff4addef86ea5bc2eff13c9614dc11f47ab1160d0a71a25e7db994f4e1f",
-        top1=67.668,
-    ),
-    _timm(
-        "mnv3_small_075",
-        "lamb_in1k",
-        "mobilenetv3_small_075",
-        "fa65a043c25690a5779ff856052a5ae55ec03eda",
-        "c56c9ffc148d94301a477d5678e6802d0251b22ff23376c396eacd737edad0b7",
-        top1=65.266,
-    ),
-    _timm(
-        "mnv3_small_050",
-        "lamb_in1k",
-        "mobilenetv3_small_050",
-        "f58e7345afe2832abd6f81cc60f67cd1ddf7ce00",
-        "2e3f6937afd4b3704450518a2710168775d6c70ebfb7a0e9aaf06200c6fbe0c4",
-        top1=57.924,
-    ),
-    _tf("mnv3_large_tf", "tf_mobilenetv3_large_100", None, 75.514),
-    _tf("mnv3_small_tf", "tf_mobilenetv3_small_100", "eba2bbe6f862c995a61fc3862f3ceebb5d5684a1", 67.932),
-    _tf("mnv3_large_075_tf", "tf_mobilenetv3_large_075", "b1c1e44af126225ee71496e7a1f77eae95529ae3", 73.448),
-    _tf("mnv3_small_075_tf", "tf_mobilenetv3_small_075", None, 65.732),
-    _tf("mnv3_large_minimal_tf", "tf_mobilenetv3_large_minimal_100", None, 72.270),
-    _tf("mnv3_small_minimal_tf", "tf_mobilenetv3_small_minimal_100", None, 62.894),
-    _cifar10(
-        "mnv3_large_cifar",
-        "6a924f949976a8602852731c7b1a3a788e9de3d2faed8b5c90157ff4bdcf1566",
-        94.03,
-        "One run with seed 0, about three and a half hours on two cores of an AMD EPYC (AVX-512, bfloat16) with other "
-        "work beside it, torch 2.14.1, 2026-11-25. The test pictures were looked at twice: after the first cycle "
-        "(92.15 %, too little, which is why there is a second) and after the last epoch.",
-    ),
-    _cifar10(
-        "mnv3_small_cifar",
-        "cfb82951b92b1e54e67a919b2a027617fcd7ea16f7bc1007f5d45413c53b1d79",
-        91.85,
-        "One run with seed 0, 58 minutes on one core of an AMD EPYC (AVX-512, bfloat16) while another training ran on "
-        "the second, torch 2.14.1, 2026-11-25. The test pictures were looked at once, after the last epoch.",
-    ),
+    #            arch                     tag                    name there, or recipe              top-1
+    _timm(       "mnv3_large",            "ra_in1k",             "mobilenetv3_large_100",            75.786),
+    _timm(       "mnv3_large",            "ra4_e3600_r224_in1k", "mobilenetv3_large_100",            76.310, **RA4),
+    _timm(       "mnv3_large",            "miil_in21k_ft_in1k",  "mobilenetv3_large_100",            77.910, **MIIL),
+    _timm(       "mnv3_large",            "miil_in21k",          "mobilenetv3_large_100",            None,   **MIIL21K),
+    _torchvision("mnv3_large",            "tv2_in1k",            "mobilenet_v3_large",               75.274, **TV2),
+    _torchvision("mnv3_large",            "tv_in1k",             "mobilenet_v3_large",               74.042, **TV),
+    _timm(       "mnv3_small",            "lamb_in1k",           "mobilenetv3_small_100",            67.638),
+    _torchvision("mnv3_small",            "tv_in1k",             "mobilenet_v3_small",               67.668, **TV),
+    _timm(       "mnv3_small_075",        "lamb_in1k",           "mobilenetv3_small_075",            65.266),
+    _timm(       "mnv3_small_050",        "lamb_in1k",           "mobilenetv3_small_050",            57.924),
+    _timm(       "mnv3_large_tf",         "in1k",                "tf_mobilenetv3_large_100",         75.514, **TF),
+    _timm(       "mnv3_small_tf",         "in1k",                "tf_mobilenetv3_small_100",         67.932, **TF),
+    _timm(       "mnv3_large_075_tf",     "in1k",                "tf_mobilenetv3_large_075",         73.448, **TF),
+    _timm(       "mnv3_small_075_tf",     "in1k",                "tf_mobilenetv3_small_075",         65.732, **TF),
+    _timm(       "mnv3_large_minimal_tf", "in1k",                "tf_mobilenetv3_large_minimal_100", 72.270, **TF),
+    _timm(       "mnv3_small_minimal_tf", "in1k",                "tf_mobilenetv3_small_minimal_100", 62.894, **TF),
+    _ours(       "mnv3_large_cifar",      "cifar10",             "cifar10_large",                    94.03,  **CIFAR),
+    _ours(       "mnv3_small_cifar",      "cifar10",             "cifar10_small",                    91.85,  **CIFAR),
 )
+# fmt: on
 
 
 # What timm and torchvision call the models.
@@ -263,7 +198,7 @@ def checkpoints(arch: str) -> list[Checkpoint]:
 
 
 def split_name(name: str) -> tuple[str, str | None]:
-    """'arch.tag' or 'arch' to its parts, both known.
+    """Split 'arch.tag' or 'arch' into arch and tag, both of which have to exist; the tag is None where none is given.
 
     Raises:
         ValueError: There is no such arch, or no such tag of it; the message has the near misses and the list.

@@ -155,7 +155,7 @@ class DepthwiseFunction(torch.autograd.Function):
 
 
 def depthwise_conv2d(x: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """Convolve x (B, C, H, W) with weight (C, 1, k, k), k odd, padding k // 2.
+    """Convolve x (B, C, H, W) with weight (C, 1, k, k), k odd, padding k // 2: to (B, C, H / stride, W / stride).
 
     Only float32 and bfloat16 on an x86 processor take the faster ways; all else is F.conv2d.
     """

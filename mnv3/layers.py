@@ -10,7 +10,6 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -24,7 +23,7 @@ from .arch import Bneck, se_before_act
 from .depthwise import convolve, in_graph, is_eager, is_plain
 from .errors import WeightsError
 
-BN_EPS = 1e-5  # for all weights: convert.py folds another source's eps into the running variance
+BN_EPS = 1e-5  # of all weights: files/conversion.py folds another source's eps into the running variance
 
 
 class Hardswish(nn.Hardswish):
@@ -56,23 +55,17 @@ def batch_norm(norm: nn.Module, x: Tensor) -> Tensor:
     """`norm(x)`, in evaluation straight by the operator: the module's bookkeeping takes 3 us, 46 times a pass."""
     if norm.training or not is_plain(norm, nn.BatchNorm2d) or norm.running_mean is None:
         return norm(x)
-    use_cudnn = True
-    return torch.batch_norm(
-        x,
-        norm.weight,
-        norm.bias,
-        norm.running_mean,
-        norm.running_var,
-        False,
-        0.0,
-        norm.eps,
-        use_cudnn,
-    )
+    training, momentum, use_cudnn = False, 0.0, True
+    statistics = norm.running_mean, norm.running_var
+    return torch.batch_norm(x, norm.weight, norm.bias, *statistics, training, momentum, norm.eps, use_cudnn)
 
 
 def pooled_conv2d(conv: nn.Module, x: Tensor) -> Tensor:
-    """`conv(x)` of a 1x1 convolution for a pooled (B, C, 1, 1) map as a matrix product, which costs less to start."""
-    if not is_plain(conv, nn.Conv2d):
+    """`conv(x)` of a 1x1 convolution for a pooled (B, C, 1, 1) map, as a matrix product, which costs less to start.
+
+    Graphs that other tools read keep the convolution, but for torch.fx's, which has to be equal to the last bit.
+    """
+    if in_graph() or not is_plain(conv, nn.Conv2d):
         return conv(x)
     return F.linear(x.flatten(1), conv.weight.flatten(1), conv.bias)[..., None, None]
 
@@ -83,9 +76,9 @@ _evaluated: WeakKeyDictionary[nn.Module, tuple[int, bool]] = WeakKeyDictionary()
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation, without gradients; afterwards every module has its mode again.
+    """Evaluate in the block: `model.eval()` and no gradients; afterwards every module has its own mode again.
 
-    Of several threads that evaluate a model at once, the last gives the modes back.
+    Where several threads evaluate one model at once, the last to finish restores the modes.
     """
     modules = list(model.modules())  # a frozen batch norm has its own mode
     with _lock:
@@ -107,26 +100,29 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def finite(logits: Tensor) -> Tensor:
-    """`logits` (B, classes) as they are.
+    """Check that logits are finite, and return them.
+
+    Args:
+        logits: Of shape (B, classes).
 
     Raises:
-        WeightsError: Some are NaN or infinite, which is no answer.
+        WeightsError: Some are NaN or infinite.
     """
     if wrong := (~logits.isfinite()).any(1).sum().item():
-        raise no_answer(wrong, len(logits))
+        raise nonfinite_error(wrong, len(logits))
     return logits
 
 
-def no_answer(wrong: int, count: int) -> WeightsError:
-    """The error for a model whose outputs are no numbers."""
+def nonfinite_error(wrong: int, count: int) -> WeightsError:
+    """The error for a model whose logits are NaN or infinite for `wrong` of `count` pictures."""
     return WeightsError(
         f"for {wrong} of {count} pictures the model gives NaN or infinity: "
         "its weights are damaged, or their numbers too large for its precision"
     )
 
 
-def whole_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict of `model`, in which a frozen norm has the counter of a batch norm, at 0."""
+def full_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict of a model, with `num_batches_tracked` = 0 for its frozen norms, which have no such counter."""
     frozen = [name for name, module in model.named_modules() if isinstance(module, FrozenBatchNorm2d)]
     return dict(model.state_dict()) | {f"{name}.num_batches_tracked": torch.tensor(0) for name in frozen}
 
@@ -135,9 +131,9 @@ def check_own_weights(model: nn.Module) -> None:
     """Raise ValueError if a parameter is not its layer's own: pruning and parametrizations compute it in each call."""
     for name, module in model.named_modules():
         hooks = [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, prune.BasePruningMethod)]
-        found = [("prune.remove", hook._tensor_name) for hook in hooks]
-        found += [("parametrize.remove_parametrizations", key) for key in getattr(module, "parametrizations", ())]
-        for remove, key in found:
+        computed = [("prune.remove", hook._tensor_name) for hook in hooks]
+        computed += [("parametrize.remove_parametrizations", key) for key in getattr(module, "parametrizations", ())]
+        for remove, key in computed:
             raise ValueError(
                 f"{name}.{key} is computed anew in every call: torch.nn.utils.{remove}(layer, {key!r}) first"
             )
@@ -172,15 +168,18 @@ def set_bn_eps(model: nn.Module, eps: float) -> nn.Module:
     return model
 
 
-def for_files(model: nn.Module) -> nn.Module:
-    """The model, or an equal copy of it, with the eps that every weights folder is for: `BN_EPS`."""
+def with_default_eps(model: nn.Module) -> nn.Module:
+    """The model, or a copy that evaluates alike, with `BN_EPS` in every batch norm, as weights folders have it."""
     if all(module.eps == BN_EPS for module in model.modules() if isinstance(module, NORMS)):
         return model
     return set_bn_eps(copy.deepcopy(model), BN_EPS)
 
 
 class ConvNormAct(nn.Module):
-    """Convolution without bias, batch norm, activation ('RE', 'HS', or None for a linear layer)."""
+    """Convolution without bias, batch norm, activation: (B, in_chans, H, W) to (B, out_chans, H / stride, W / stride).
+
+    `act` is 'RE', 'HS', or None for a linear layer; `pad_type` is '' or 'same', TensorFlow's padding.
+    """
 
     def __init__(
         self,
@@ -215,14 +214,14 @@ class ConvNormAct(nn.Module):
         self.act = ACTIVATION[act](inplace=True) if act else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.jit.is_scripting() and isinstance(x, Tensor):  # and no variable of torch.fx
-            x = convolve(self.conv, x) if self.depthwise else self.conv(x)
-            return self.act(batch_norm(self.norm, x))
-        return self.act(self.norm(self.conv(x)))
+        if torch.jit.is_scripting() or not isinstance(x, Tensor):  # a variable of torch.fx
+            return self.act(self.norm(self.conv(x)))
+        x = convolve(self.conv, x) if self.depthwise else self.conv(x)
+        return self.act(batch_norm(self.norm, x))
 
 
 class SqueezeExcite(nn.Module):
-    """x * hard_sigmoid(excite(relu(squeeze(mean(x))))), section 5.3: no norm, on the expanded tensor."""
+    """x * hard_sigmoid(excite(relu(squeeze(mean(x))))), section 5.3 of the paper: without norms, on the wide map."""
 
     def __init__(self, channels: int, squeeze: int, *, device=None, dtype=None) -> None:
         super().__init__()
@@ -234,10 +233,10 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate = self.mean(x)  # (B, C, 1, 1)
-        if not torch.jit.is_scripting() and not in_graph():  # torch.fx has it too: equal to the last bit, as timm asks
-            gate = pooled_conv2d(self.excite, self.act(pooled_conv2d(self.squeeze, gate)))
-        else:
+        if torch.jit.is_scripting():
             gate = self.excite(self.act(self.squeeze(gate)))
+        else:
+            gate = pooled_conv2d(self.excite, self.act(pooled_conv2d(self.squeeze, gate)))
         return x * self.gate(gate)
 
     def mean(self, x: Tensor) -> Tensor:
@@ -296,7 +295,11 @@ class Bottleneck(nn.Module):
 
 
 def set_norms(
-    model: nn.Module, norm_layer: Any = None, *, eps: float | None = None, momentum: float | None = None
+    model: nn.Module,
+    norm_layer: str | Callable[[int], nn.Module] | None = None,
+    *,
+    eps: float | None = None,
+    momentum: float | None = None,
 ) -> None:
     """Norms of another kind, eps or momentum, before any weights are loaded.
 
@@ -327,13 +330,13 @@ def set_norms(
             setattr(norm, name, value)
 
 
-def set_activation(model: nn.Module, act: str, act_layer: Any) -> None:
-    """Another activation in place of `act`, 'RE' or 'HS', but in squeeze-and-excite.
+def set_activation(model: nn.Module, act: str, act_layer: str | type[nn.Module]) -> None:
+    """Replace an activation by another everywhere but in squeeze-and-excite.
 
     Args:
         model: Changed in place.
-        act: Which.
-        act_layer: timm's name of one ('silu'), or its class.
+        act: The activation to replace, 'RE' or 'HS'.
+        act_layer: timm's name of the new one ('silu'), or its class.
 
     Raises:
         ValueError: There is no such activation.
@@ -345,11 +348,12 @@ def set_activation(model: nn.Module, act: str, act_layer: Any) -> None:
                 setattr(parent, name, create_act_layer(act_layer, inplace=child.inplace))
 
 
-def _timm_layer(argument: str, given: Any, get: Callable) -> Callable:
+def _timm_layer(argument: str, given: str | Callable, get: Callable) -> Callable:
+    """The layer that timm's `get` knows by name, or `given` itself; ValueError for what is neither."""
     try:
-        found = get(given)
+        layer = get(given)
     except (KeyError, AssertionError):
-        found = None
-    if not callable(found):
+        layer = None
+    if not callable(layer):
         raise ValueError(f"{argument}={given!r}: expected timm's name of a layer, or what makes one")
-    return found
+    return layer

@@ -59,7 +59,7 @@ def lay_out(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
 
 
-def _whole(name: str, value: Any, least: int) -> int:
+def _whole_number(name: str, value: Any, least: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}")
     return value
@@ -134,8 +134,8 @@ class MobileNetV3(nn.Module):
         self.arch = arch
         self.se_order = _one_of("se_order", se_order, SE_ORDERS)
         self.pad_type = _one_of("pad_type", pad_type, PAD_TYPES)
-        self.num_classes = _whole("num_classes", num_classes, 0)
-        self.in_chans = _whole("in_chans", in_chans, 1)
+        self.num_classes = _whole_number("num_classes", num_classes, 0)
+        self.in_chans = _whole_number("in_chans", in_chans, 1)
         self.drop_rate = _rate("drop_rate", drop_rate)
         self.stride = arch.stride
         self.grad_checkpointing = False
@@ -169,6 +169,8 @@ class MobileNetV3(nn.Module):
     @torch.no_grad()
     def _init_weights(self) -> None:
         """Normal weights that keep the variance of gradients (He et al. 2015, fan out); norm as PyTorch has it."""
+        if self.stem.conv.weight.is_meta:  # no numbers to set, but PyTorch would take longer than for real ones
+            return
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
@@ -209,7 +211,7 @@ class MobileNetV3(nn.Module):
         With global_pool='' the results are maps: (B, num_classes, H', W') and (B, head_hidden_size, H', W').
         """
         x = self.global_pool(x)
-        if not torch.jit.is_scripting() and self.pooled and not in_graph():
+        if not torch.jit.is_scripting() and self.pooled:  # noqa: SIM108 (TorchScript compiles both sides of a ternary)
             x = pooled_conv2d(self.head, x)
         else:
             x = self.head(x)
@@ -302,7 +304,7 @@ class MobileNetV3(nn.Module):
     @torch.jit.ignore
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new classifier for `num_classes`, 0 for none; other pooling where `global_pool` is given."""
-        self.num_classes = _whole("num_classes", num_classes, 0)
+        self.num_classes = _whole_number("num_classes", num_classes, 0)
         if global_pool is not None:
             self._set_pool(global_pool)
         self.classifier = nn.Identity()

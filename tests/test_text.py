@@ -139,11 +139,11 @@ def test_tensors_with_names_of_this_kind(run, tmp_path):
 def test_notices_are_lines(run, tmp_path, monkeypatch):
     import logging
 
-    from mnv3.cli import main
+    from mnv3.cli.main import _set_up_output
 
     stream = io.StringIO()
     monkeypatch.setattr("sys.stderr", stream)
-    main._set_up_output(False)
+    _set_up_output(False)
     logging.getLogger("mnv3").warning("class %s is empty", BAD[0] + "\n")
     assert stream.getvalue() == "mnv3: class \\x1b[2J\\x1b]0;title\\x07cat\\n is empty\n"
 

@@ -50,11 +50,11 @@ def _shipped() -> list[Path]:
     from ..files import fetch
     from ..hub import cards
 
-    found = [folder for weights in fetch.LOCAL_WEIGHTS for _, folder in cards.shipped(weights)]
-    if not found:
+    folders = [folder for weights in fetch.LOCAL_WEIGHTS for _, folder in cards.shipped(weights)]
+    if not folders:
         raise WeightsError(f"no weights ship with this copy of mnv3, in {fetch.LOCAL_WEIGHTS[-1]}: name folders")
     here = Path.cwd()
-    return [folder.relative_to(here) if folder.is_relative_to(here) else folder for folder in found]
+    return [folder.relative_to(here) if folder.is_relative_to(here) else folder for folder in folders]
 
 
 def _quiet_bars() -> None:
@@ -96,14 +96,14 @@ def run_verify(args: argparse.Namespace) -> int:
     from ..hub.verify import verify
 
     _quiet_bars()
-    failed = 0
+    status = 0
     for source in args.sources or _shipped():
         try:
             print(terminal(verify(source)), flush=True)
         except (WeightsError, ValueError, OSError) as error:
-            failed += 1
+            status = 1
             print(one_line(error), file=sys.stderr)
-    return 1 if failed else 0
+    return status
 
 
 def run_card(args: argparse.Namespace) -> int:

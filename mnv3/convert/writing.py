@@ -18,7 +18,7 @@ from ..errors import choices
 from ..files.atomic import write_atomically
 from ..files.layouts import LAYOUTS
 from ..files.saving import plain_tensors
-from ..layers import NORMS, check_own_weights, whole_state
+from ..layers import NORMS, check_own_weights, full_state_dict
 from ..model import MobileNetV3
 from .tensorflow import TABLES
 
@@ -125,7 +125,7 @@ def export_state_dict(model: nn.Module, to: str) -> dict[str, Tensor]:
     wanted = theirs.state_dict()
     layout = next(layout for layout in LAYOUTS if layout.name == to)
     names = layout.rename(wanted)
-    ours = whole_state(model)
+    ours = full_state_dict(model)
     eps = {name: module.eps for name, module in model.named_modules() if isinstance(module, NORMS)}
     their_eps = next(module.eps for module in theirs.modules() if isinstance(module, nn.BatchNorm2d))
     exported, short = {}, 0

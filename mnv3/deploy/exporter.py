@@ -16,7 +16,7 @@ from ..errors import choices, names
 from ..factory import class_names
 from ..files.saving import plain_tensors, unwrapped
 from ..folding import fuse
-from ..layers import check_own_weights, whole_state
+from ..layers import check_own_weights, full_state_dict
 from ..model import MobileNetV3
 from ..version import __version__
 from . import runtime
@@ -175,7 +175,7 @@ def describe(
         "tag": cfg.get("tag"),
         "source": cfg.get("hf_hub_id") or cfg.get("url") or Path(cfg.get("file") or "").name or None,
         "license": cfg.get("license"),
-        "sha256": hashlib.sha256(as_bytes(plain_tensors(whole_state(model)))).hexdigest(),  # as mnv3.save writes them
+        "sha256": hashlib.sha256(as_bytes(plain_tensors(full_state_dict(model)))).hexdigest(),  # as mnv3.save writes
         "num_classes": model.num_classes,
         "label_names": class_names(model),
         "input_size": [model.in_chans, size, size],

@@ -14,13 +14,15 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 import torch
+from timm.models import PretrainedCfg
 
 from ..catalog import CATALOG, WEIGHTS_FILE, Checkpoint, find
 from ..errors import WeightsError
 from .atomic import new_file
 from .checkpoint import damage, digest
 from .folder import PICKLE_FILE, weights_in
-from .hub_client import cache_folder, causes, default_cache, endpoint, git_hash, offline, problem, root_cause, via
+from .hub_client import cache_folder, default_cache, endpoint, git_hash, offline
+from .hub_errors import causes, fetching_problem, root_cause, via
 from .patience import timeout, waiting_for
 
 logger = logging.getLogger(__name__)
@@ -43,9 +45,9 @@ def fetch(record: Checkpoint, *, cache_dir: str | os.PathLike | None = None) -> 
     """
     if local := local_folder(record):
         return local / WEIGHTS_FILE
-    shipped = _damaged_here(record)
-    if shipped:
-        logger.warning("%s; it is fetched from the Hub. Install mnv3 again", shipped)
+    damaged = next((f"{file} is damaged: {damage(file, record.sha256)}" for file in _shipped(record)), None)
+    if damaged:
+        logger.warning("%s; it is fetched from the Hub. Install mnv3 again", damaged)
     try:
         if repo := repo_of(record):
             if cached := _in_cache(repo, record, cache_dir):
@@ -53,9 +55,9 @@ def fetch(record: Checkpoint, *, cache_dir: str | os.PathLike | None = None) -> 
             return fetch_hub(repo, revision=record.revision, sha256=record.sha256, cache_dir=cache_dir)
         return fetch_url(record.url, sha256=record.sha256, cache_dir=cache_dir)
     except WeightsError as error:
-        if not shipped:
+        if not damaged:
             raise
-        raise WeightsError(f"{shipped}: install mnv3 again. In its place: {error}") from error
+        raise WeightsError(f"{damaged}: install mnv3 again. In its place: {error}") from error
 
 
 def _in_cache(repo: str, record: Checkpoint, cache_dir: str | os.PathLike | None) -> Path | None:
@@ -78,20 +80,13 @@ def repo_of(record: Checkpoint) -> str | None:
 
 def local_folder(record: Checkpoint) -> Path | None:
     """The folder of a checkpoint that ships with this copy of mnv3, if it does and its hash fits."""
-    for weights in LOCAL_WEIGHTS:
-        file = weights / record.name / WEIGHTS_FILE
-        if record.sha256 and file.is_file() and digest(file) == record.sha256:
-            return file.parent
-    return None
+    return next((file.parent for file in _shipped(record) if digest(file) == record.sha256), None)
 
 
-def _damaged_here(record: Checkpoint) -> str | None:
-    """What is wrong with the file of a checkpoint that ships with this copy of mnv3, if it is there."""
-    for weights in LOCAL_WEIGHTS:
-        file = weights / record.name / WEIGHTS_FILE
-        if record.sha256 and file.is_file():
-            return f"{file} is damaged: {damage(file, record.sha256)}"
-    return None
+def _shipped(record: Checkpoint) -> list[Path]:
+    """The files that ship with this copy of mnv3 as those of a checkpoint, damaged or not."""
+    files = [weights / record.name / WEIGHTS_FILE for weights in LOCAL_WEIGHTS]
+    return [file for file in files if record.sha256 and file.is_file()]
 
 
 def fetch_hub(
@@ -102,7 +97,18 @@ def fetch_hub(
     sha256: str | None = None,
     cache_dir: str | os.PathLike | None = None,
 ) -> Path:
-    """A file of a Hub repository, verified; see `fetch`. Without `sha256`, the hash that the Hub states is taken."""
+    """A file of a Hub repository, verified.
+
+    Args:
+        repo: 'NAMESPACE/NAME'.
+        filename: Its path in the repository.
+        revision: A branch, tag or commit; `main` by default.
+        sha256: Its hash; by default the one that the Hub states.
+        cache_dir: Where to keep downloads; by default the Hub's cache (HF_HOME).
+
+    Raises:
+        WeightsError: It cannot be had, or is damaged also after a second download.
+    """
 
     def download(damaged: Path | None) -> Path:
         from huggingface_hub import hf_hub_download  # here, so that a setting made after `import mnv3` still counts
@@ -124,14 +130,14 @@ def fetch_hub(
                     library_name="mnv3",
                 )
             except Exception as error:  # the client, httpx and the file system each have their own
-                raise WeightsError(problem(error, repo, filename, revision, cache_dir)) from error
+                raise WeightsError(fetching_problem(error, repo, filename, revision, cache_dir)) from error
         return Path(path)
 
     return _verified(download, lambda path: _damage_of_cached(path, sha256), f"{filename} of {repo}")
 
 
 def fetch_url(url: str, *, sha256: str | None = None, cache_dir: str | os.PathLike | None = None) -> Path:
-    """A file behind a URL, verified, in torch.hub's folder of checkpoints; see `fetch`."""
+    """A file behind a URL, verified, in `cache_dir` or torch.hub's folder of checkpoints; for errors see `fetch`."""
     folder = Path(cache_dir) if cache_dir else Path(torch.hub.get_dir()) / "checkpoints"
     path = folder / url.rpartition("/")[2]
 
@@ -157,19 +163,19 @@ def _download_url(url: str, path: Path) -> None:
 def _verified(download: Callable[[Path | None], Path], damage_of: Callable[[Path], str | None], name: str) -> Path:
     """Download, check, and once more if the file is damaged; a file that stays damaged is removed."""
     path = download(None)
-    found = damage_of(path)
-    if found is None:
+    problem = damage_of(path)
+    if problem is None:
         return path
     try:
         path = download(path)
     except WeightsError as error:
-        raise WeightsError(f"{name} in the cache is damaged ({found}: {path}), and {error}") from error
-    found = damage_of(path)
-    if found is None:
+        raise WeightsError(f"{name} in the cache is damaged ({problem}: {path}), and {error}") from error
+    problem = damage_of(path)
+    if problem is None:
         return path
     for file in {path.resolve(), path}:
         file.unlink(missing_ok=True)
-    raise WeightsError(f"{name} arrived damaged twice (the server or a mirror has another file?), removed: {found}")
+    raise WeightsError(f"{name} arrived damaged twice (the server or a mirror has another file?), removed: {problem}")
 
 
 def _damage_of_cached(path: Path, sha256: str | None) -> str | None:
@@ -179,25 +185,28 @@ def _damage_of_cached(path: Path, sha256: str | None) -> str | None:
     """
     try:
         stated = path.readlink().name if path.is_symlink() else ""
-        if len(stated) == 40 and not sha256 and (found := git_hash(path)) != stated:
-            return f"expected git hash {stated[:12]}, found {found[:12]} in {path.stat().st_size} bytes"
+        if len(stated) == 40 and not sha256 and (git := git_hash(path)) != stated:
+            return f"expected git hash {stated[:12]}, found {git[:12]} in {path.stat().st_size} bytes"
         sha256 = sha256 or (stated if len(stated) == 64 else None)
         if path.suffix in WEIGHTS_SUFFIXES:
             return damage(path, sha256)
-        if sha256 and (found := digest(path)) != sha256:
-            return f"expected sha256 {sha256[:12]}, found {found[:12]} in {path.stat().st_size} bytes"
+        if sha256 and (actual := digest(path)) != sha256:
+            return f"expected sha256 {sha256[:12]}, found {actual[:12]} in {path.stat().st_size} bytes"
     except OSError as error:  # another process has removed it, for instance
         return f"cannot be read: {error}"
     return None
 
 
-def locate(pretrained_cfg: Any, *, cache_dir: str | os.PathLike | None = None) -> Path:
-    """The verified local file of timm's PretrainedCfg, wherever that says it is.
+def locate(cfg: PretrainedCfg, *, cache_dir: str | os.PathLike | None = None) -> Path:
+    """The verified local file of the weights that a configuration of timm's names.
+
+    Args:
+        cfg: It names a folder, a file, a repository of the Hub or a URL.
+        cache_dir: Where to keep downloads; see `fetch`.
 
     Raises:
-        WeightsError: It cannot be had, or the configuration names no source.
+        WeightsError: The file cannot be had, or the configuration names no source.
     """
-    cfg = pretrained_cfg
     if cfg.source == "local-dir":
         return weights_in(cfg.file)
     if cfg.file and cfg.source != "hf-hub":

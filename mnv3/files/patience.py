@@ -77,7 +77,7 @@ class _Wait:
         self.since: float | None = None
         self.reason = "no answer"
         self.response: Any = None  # the last, if it was one of `TRIED_AGAIN`
-        self.said = False
+        self.announced = False
 
     def left(self) -> float:
         """Seconds that are left, from the first request without an answer on."""
@@ -85,10 +85,10 @@ class _Wait:
             self.since = time.monotonic()
         return self.limit - (time.monotonic() - self.since)
 
-    def say(self) -> None:
-        """One line, once."""
-        if not self.said:
-            self.said = True
+    def announce(self) -> None:
+        """Log what is waited for, once."""
+        if not self.announced:
+            self.announced = True
             logging.getLogger("mnv3").warning(
                 "waiting for %s (%s), %g s at most; %s=SECONDS sets another limit",
                 self.server,
@@ -98,7 +98,7 @@ class _Wait:
             )
 
     def give_up(self) -> None:
-        """Raise."""
+        """Raise NoAnswer."""
         raise NoAnswer(
             f"no answer from {self.server} within {self.limit:g} s ({self.reason}): try again later, or wait longer by "
             f"{TIMEOUT}=SECONDS",
@@ -111,7 +111,7 @@ class _Wait:
         if left <= 0:
             self.give_up()
         _limit(request, options, left)
-        notice = threading.Timer(max(0.0, min(NOTICE, self.limit / 2) - (self.limit - left)), self.say)
+        notice = threading.Timer(max(0.0, min(NOTICE, self.limit / 2) - (self.limit - left)), self.announce)
         notice.daemon = True
         notice.start()
         try:
@@ -130,7 +130,7 @@ class _Wait:
         asked = seconds_asked(response)
         if asked > NOTICE:
             self.reason += f", asks for {asked:g} s"
-            self.say()
+            self.announce()
         if asked > self.left():
             self.give_up()
         return response
@@ -150,15 +150,15 @@ def seconds_asked(response: Any) -> float:
 def _limit(request: Any, options: dict[str, Any], seconds: float) -> None:
     """Let a request wait no longer than so many seconds for the next byte: httpx's timeouts, or those of requests."""
 
-    def least(value: Any) -> float:
-        return seconds if value is None else min(value, seconds)
+    def least(limit: float | None) -> float:
+        return seconds if limit is None else min(limit, seconds)
 
     if hasattr(request, "extensions"):
-        found = request.extensions.get("timeout") or dict.fromkeys(("connect", "read", "write", "pool"))
-        request.extensions = {**request.extensions, "timeout": {key: least(value) for key, value in found.items()}}
+        limits = request.extensions.get("timeout") or dict.fromkeys(("connect", "read", "write", "pool"))
+        request.extensions = {**request.extensions, "timeout": {key: least(limit) for key, limit in limits.items()}}
     else:
-        found = options.get("timeout")
-        options["timeout"] = tuple(map(least, found)) if isinstance(found, tuple) else least(found)
+        limits = options.get("timeout")
+        options["timeout"] = tuple(map(least, limits)) if isinstance(limits, tuple) else least(limits)
 
 
 def _watch_clients() -> None:

@@ -17,7 +17,7 @@ from torch import nn
 
 from ..arch import as_arch
 from ..catalog import WEIGHTS_FILE
-from ..layers import check_own_weights, for_files, whole_state
+from ..layers import check_own_weights, full_state_dict, with_default_eps
 from .atomic import new_folder
 
 CONFIG_FILE = "config.json"
@@ -63,7 +63,7 @@ def weights_files(model: nn.Module, **config: Any) -> dict[str, bytes]:
     from safetensors.torch import save as as_bytes
     from timm.models._hub import save_config_for_hf
 
-    model = for_files(model)
+    model = with_default_eps(model)
     args = _build_args(model)
     if model.num_classes == model.pretrained_cfg.get("num_classes"):
         config.setdefault("label_names", model.pretrained_cfg.get("label_names"))
@@ -73,7 +73,7 @@ def weights_files(model: nn.Module, **config: Any) -> dict[str, bytes]:
         entries = json.loads(file.read_text(encoding="utf-8"))
     del entries["model_args"]["num_classes"]  # it stands beside them; transformers' wrapper gives it a second time
     config_json = (json.dumps(entries, indent=2) + "\n").encode()
-    weights = as_bytes(plain_tensors(whole_state(model)))
+    weights = as_bytes(plain_tensors(full_state_dict(model)))
     return {WEIGHTS_FILE: weights, GOLDEN_FILE: as_bytes(golden(model)), CONFIG_FILE: config_json}
 
 
@@ -99,7 +99,7 @@ def _build_args(model: nn.Module) -> dict[str, Any]:
             raise ValueError(f"{key}={args[key]!r} cannot be written into config.json: make the model with timm's name")
     args |= {"num_classes": model.num_classes, "in_chans": model.in_chans, "global_pool": model.global_pool.pool_type}
     again = model_entrypoint(model.pretrained_cfg["architecture"])(**args, device="meta")
-    expected, shapes = ({k: tuple(v.shape) for k, v in whole_state(m).items()} for m in (again, model))
+    expected, shapes = ({k: tuple(v.shape) for k, v in full_state_dict(m).items()} for m in (again, model))
     for key in expected | shapes:
         if expected.get(key) != shapes.get(key):
             raise ValueError(

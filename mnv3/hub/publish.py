@@ -1,11 +1,10 @@
 """Weights folders to the Hub and back: push, pull, and verify (of verify.py).
 
 What is published is `verify.NAMES` and nothing else, in one commit, after hash, configuration, card, tensors and golden
-logits were found to be what the catalog says. The Hub's own client does all the talking.
+logits were compared with the catalog. The Hub's own client does all the talking.
 """
 
 import filecmp
-import json
 import os
 import re
 import shutil
@@ -20,15 +19,14 @@ from ..errors import PublishError, WeightsError
 from ..factory import check_architecture, create_model
 from ..files import checkpoint, fetch, hub_client, saving
 from ..files.atomic import new_folder
-from ..files.patience import NoAnswer, waiting_for
+from ..files.hub_errors import publishing_problem
+from ..files.patience import waiting_for
 from ..version import __version__
 from . import cards
 from .cards import CARD_FILE
-from .verify import NAMES, REQUIRED, calling, check, download, record_at, verify
+from .verify import NAMES, REQUIRED, check, download, errors_call, record_at, verify
 
 __all__ = ["Push", "pull", "push", "verify"]
-
-AGAIN = "Nothing is published by halves: run it again, what has arrived is not sent twice"
 
 
 @dataclass(frozen=True)
@@ -90,17 +88,17 @@ def pull(
     repo = source if "/" in source else fetch.repo_of(record)
     revision = revision or (record.revision if record else None)
     local = None if "/" in source or revision else fetch.local_folder(record)
-    found = local or download(repo, revision, record)
+    folder = local or download(repo, revision, record)
     if record:
-        check(found, record, source=source)
+        check(folder, record, source=source)
     else:
-        check_architecture(found)
-    names = [file for file in NAMES if (found / file).is_file()]
-    if out.is_dir() and filecmp.cmpfiles(found, out, names, shallow=False)[0] == names:
+        check_architecture(folder)
+    names = [file for file in NAMES if (folder / file).is_file()]
+    if out.is_dir() and filecmp.cmpfiles(folder, out, names, shallow=False)[0] == names:
         return out
     with new_folder(out, names=NAMES, needs=WEIGHTS_FILE, exist_ok=exist_ok) as new:
         for file in names:
-            shutil.copyfile(found / file, new / file)
+            shutil.copyfile(folder / file, new / file)
     return out
 
 
@@ -131,7 +129,7 @@ def push(
         left_out = _copy_known(folder, copy)
         record = check(copy, source=str(folder)).record
         repo = repo or fetch.repo_of(record)
-        with calling(copy, str(folder)):
+        with errors_call(copy, str(folder)):
             card = cards.card(record, copy)
             if not cards.same((copy / CARD_FILE).read_text(encoding="utf-8", errors="replace"), card):
                 raise WeightsError(
@@ -154,10 +152,11 @@ class _Remote:
 
     def __init__(self, repo: str, branch: str, *, writes: bool) -> None:
         from huggingface_hub import HfApi, get_token
+        from huggingface_hub.errors import OfflineModeIsEnabled
         from huggingface_hub.utils import validate_repo_id
 
         if hub_client.offline():
-            raise PublishError("HF_HUB_OFFLINE is set: unset it to publish")
+            raise OfflineModeIsEnabled
         validate_repo_id(repo)
         if "/" not in repo:
             raise PublishError(f"{repo!r} is no repository's name: expected NAMESPACE/NAME")
@@ -168,9 +167,10 @@ class _Remote:
             raise PublishError("the token of HF_TOKEN or `hf auth login` has characters that none has: copy it again")
         self.api = HfApi(endpoint=hub_client.endpoint(), library_name="mnv3", library_version=__version__)
         self.repo, self.branch = repo, branch
-        self._look()
+        self._read_state()
 
-    def _look(self) -> None:
+    def _read_state(self) -> None:
+        """Ask whether the repository exists, whether it is private, and for the branch's newest commit."""
         from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
         self.head: str | None = None
@@ -187,25 +187,23 @@ class _Remote:
 
     def differing(self, folder: Path) -> tuple[str, ...]:
         """The files of a folder that the branch's head has not got, or has others of."""
-        names = tuple(name for name in NAMES if (folder / name).is_file())
-        found = self.api.get_paths_info(self.repo, list(names), revision=self.head) if self.head else ()
-        there = {entry.path: entry for entry in found}
+        from huggingface_hub.hf_api import RepoFile
 
-        def same(name: str) -> bool:
-            if lfs := getattr(there.get(name), "lfs", None):
-                return lfs.sha256 == checkpoint.digest(folder / name)
-            return getattr(there.get(name), "blob_id", None) == hub_client.git_hash(folder / name)
-
-        return tuple(name for name in names if not same(name))
+        names = [name for name in NAMES if (folder / name).is_file()]
+        entries = self.api.get_paths_info(self.repo, names, revision=self.head) if self.head else []
+        files = [entry for entry in entries if isinstance(entry, RepoFile)]
+        remote = {file.path: file.lfs.sha256 if file.lfs else file.blob_id for file in files}
+        local = {name: (checkpoint.digest(folder / name), hub_client.git_hash(folder / name)) for name in names}
+        return tuple(name for name in names if remote.get(name) not in local[name])
 
     def create(self, *, private: bool) -> None:
         """Make the repository and the branch, where they are missing."""
         if not self.exists:
             self.api.create_repo(self.repo, private=private, exist_ok=True)
-            self._look()
+            self._read_state()
         if not self.head:
             self.api.create_branch(self.repo, branch=self.branch, exist_ok=True)
-            self._look()
+            self._read_state()
 
     def commit(self, folder: Path, names: tuple[str, ...], message: str) -> None:
         """All files in one commit on top of the head that they were compared with."""
@@ -244,49 +242,4 @@ def _explained(repo: str) -> Iterator[None]:
     except PublishError:
         raise
     except Exception as error:  # the client, its transport and Xet each have their own
-        raise PublishError(_problem(error, repo)) from error
-
-
-def _problem(error: Exception, repo: str) -> str:
-    from huggingface_hub import errors
-
-    chain, status = hub_client.causes(error), hub_client.status_of(error)
-    server, namespace = hub_client.endpoint(), repo.partition("/")[0]
-
-    def due_to(*kinds: type[Exception]) -> bool:
-        return any(isinstance(cause, kinds) for cause in chain)
-
-    if due_to(errors.OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set: unset it to publish"
-    if due_to(errors.HFValidationError):
-        return f"{repo!r} is no repository's name: expected NAMESPACE/NAME of letters, digits, '-', '_' and '.'"
-    if due_to(errors.GatedRepoError, errors.DisabledRepoError):
-        return f"{repo} on {server} is gated or disabled for this token: see its page"
-    if status in (402, 403):
-        return (
-            f"the token may not write to {namespace} on {server} (HTTP {status}): take one that may, or another "
-            f"namespace, by --repo or {fetch.NAMESPACE}"
-        )
-    if due_to(errors.RepositoryNotFoundError):
-        return f"no repository {repo} on {server} that this token may write to"
-    if status == 401:
-        return f"{server} refuses the token of HF_TOKEN or `hf auth login`: get a new one that may write"
-    if status == 409:
-        return f"{repo} on {server} is being changed by somebody else (HTTP 409). {AGAIN}"
-    if status == 412:
-        return f"{repo} on {server} was changed meanwhile (HTTP 412): look at what is there, and run it again"
-    if status == 429:
-        wait = hub_client.wait_of(error) or "300 seconds"
-        return f"{server} has had too many requests (HTTP 429): wait {wait}. {AGAIN}"
-    if status == 400 or "Invalid metadata" in str(error):
-        return f"{server} refuses it: {hub_client.TOKEN.sub('***', ' '.join(str(error).split()))}"
-    if due_to(json.JSONDecodeError):
-        return f"{server} {hub_client.NO_JSON}"
-    if silence := next((cause for cause in chain if isinstance(cause, NoAnswer)), None):
-        return f"{silence}. {AGAIN}"
-    if status and status >= 500:
-        return f"{server} is in trouble (HTTP {status}). {AGAIN}"
-    if any("xet" in f"{type(cause).__module__} {cause}".lower() for cause in chain):
-        reason = hub_client.root_cause(error)
-        return f"{server} did not take the files by Xet ({reason}): try HF_HUB_DISABLE_XET=1. {AGAIN}"
-    return f"cannot publish to {server}{hub_client.via(server)}: {hub_client.root_cause(error)}. {AGAIN}"
+        raise PublishError(publishing_problem(error, repo)) from error

@@ -15,6 +15,8 @@ from ..errors import WeightsError
 from ..factory import create_model, load_checkpoint
 from ..files import checkpoint, fetch, hub_client
 from ..files.folder import read_config, weights_in
+from ..files.hub_errors import fetching_problem
+from ..files.patience import waiting_for
 from ..files.saving import CONFIG_FILE, GOLDEN_FILE
 from ..layers import evaluating
 from ..train.run_folder import LOG_FILE, RECIPE_FILE, TEST_FILE
@@ -28,7 +30,7 @@ MAX_INPUTS = 1 << 22  # numbers in golden inputs, some seconds of computing
 
 @dataclass(frozen=True)
 class Check:
-    """What was found right with weights.
+    """Weights that are what the catalog says.
 
     Attributes:
         source: The folder, repository or name.
@@ -62,7 +64,7 @@ def check(folder: str | os.PathLike, record: Checkpoint | None = None, *, source
     """
     folder = Path(folder)
     name = source or str(folder)
-    with calling(folder, name):
+    with errors_call(folder, name):
         record = record or record_of(folder)
         weights = weights_in(folder)
         if damage := checkpoint.damage(weights, record.sha256):
@@ -80,7 +82,7 @@ def check(folder: str | os.PathLike, record: Checkpoint | None = None, *, source
 
 
 @contextmanager
-def calling(folder: Path, name: str) -> Iterator[None]:
+def errors_call(folder: Path, name: str) -> Iterator[None]:
     """Let errors about a folder call it by a name that the user knows."""
     try:
         yield
@@ -148,16 +150,16 @@ def _check_config(config: dict[str, Any], record: Checkpoint) -> None:
         pairs[name] = (config.get(name), getattr(record, name))
     for name in ("input_size", "mean", "std", "interpolation", "crop_pct", "license", "tag"):
         pairs[f"pretrained_cfg.{name}"] = (cfg.get(name), getattr(record, name))
-    for name, (found, expected) in pairs.items():
+    for name, (value, expected) in pairs.items():
         expected = list(expected) if isinstance(expected, tuple) else expected
-        if found != expected:
+        if value != expected:
             raise WeightsError(
-                f"{CONFIG_FILE} has {name}: {found!r}, the catalog {expected!r}: mend the one that is wrong"
+                f"{CONFIG_FILE} has {name}: {value!r}, the catalog {expected!r}: mend the one that is wrong"
             )
 
 
 def _golden_deviation(model: nn.Module, golden: dict[str, Tensor]) -> float:
-    """How far the model's logits are from those of golden.safetensors."""
+    """The largest difference of the model's logits to those of golden.safetensors; WeightsError if it is too large."""
     inputs, outputs = golden.get("inputs"), golden.get("outputs")
     shape = () if inputs is None or outputs is None else tuple(inputs.shape)
     if len(shape) != 4 or shape[1] != model.in_chans or not 0 < inputs.numel() <= MAX_INPUTS:
@@ -165,8 +167,8 @@ def _golden_deviation(model: nn.Module, golden: dict[str, Tensor]) -> float:
     with evaluating(model):
         logits = model(inputs.float())
     if outputs.shape != logits.shape:
-        found, expected = tuple(outputs.shape), tuple(logits.shape)
-        raise WeightsError(f"{GOLDEN_FILE} has outputs of shape {found}, the model gives {expected}")
+        given, expected = tuple(outputs.shape), tuple(logits.shape)
+        raise WeightsError(f"{GOLDEN_FILE} has outputs of shape {given}, the model gives {expected}")
     difference = (logits - outputs).abs()
     if not (difference <= TOLERANCE * (1 + outputs.abs())).all():  # true of no NaN
         raise WeightsError(
@@ -179,15 +181,21 @@ def _golden_deviation(model: nn.Module, golden: dict[str, Tensor]) -> float:
 def download(repo: str, revision: str | None, record: Checkpoint | None) -> Path:
     """The files of one commit of a repository, in the Hub's cache, all of them verified.
 
-    What the Hub has now, or an error: the cache alone only for a full commit, and where HF_HUB_OFFLINE is set.
+    The Hub is asked for the newest commit of a branch or tag; the cache alone serves for a full commit, and where
+    HF_HUB_OFFLINE is set.
+
+    Args:
+        repo: 'NAMESPACE/NAME'.
+        revision: A branch, tag or commit; None for `main`.
+        record: The entry of the catalog that the weights have to be of, if there is one.
 
     Raises:
-        WeightsError: They cannot be had.
+        WeightsError: The files cannot be had, or are not those that the Hub states.
     """
     from huggingface_hub import HfApi, snapshot_download
 
     asks = not hub_client.offline() and not re.fullmatch("[0-9a-f]{40}", revision or "")
-    with fetch.waiting_for(hub_client.endpoint()):
+    with waiting_for(hub_client.endpoint()):
         try:
             head = HfApi(endpoint=hub_client.endpoint()).model_info(repo, revision=revision).sha if asks else None
             folder = snapshot_download(
@@ -200,7 +208,7 @@ def download(repo: str, revision: str | None, record: Checkpoint | None) -> Path
                 library_name="mnv3",
             )
         except Exception as error:  # the client, its transport and the file system each have their own
-            raise WeightsError(hub_client.problem(error, repo, "the weights folder", revision)) from error
+            raise WeightsError(fetching_problem(error, repo, "the weights folder", revision)) from error
     folder = Path(folder)
     commit = folder.name
     if head not in (None, commit):  # where the Hub is lost, the client takes what the cache has

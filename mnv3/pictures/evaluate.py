@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..errors import DataError
 from ..factory import check_pooled, class_names
 from ..files.atomic import write_atomically
-from ..layers import evaluating, finite, no_answer
+from ..layers import evaluating, finite, nonfinite_error
 from .class_folders import composed
 from .data import Pictures
 from .inputs import batches, check_channels
@@ -130,7 +130,7 @@ def evaluate(
     if world > 1:
         confusion, sums = (accelerator.reduce(t.to(accelerator.device)).cpu() for t in (confusion, sums))
     if wrong := int(sums[2]):
-        raise no_answer(wrong, len(pictures))
+        raise nonfinite_error(wrong, len(pictures))
     hits, counts = confusion.diag().tolist(), confusion.sum(1).tolist()
     per_class = {name: 100 * hit / count for name, hit, count in zip(names, hits, counts, strict=True) if count}
     loss, top5 = (sums[:2] / len(pictures)).tolist()

@@ -69,8 +69,8 @@ def load(**kwargs):
 
 def cached(server):
     """Every file of weights in the cache under a name by which it would be found."""
-    found = [path for path in server.cache.rglob("*") if path.is_file() and path.stat().st_size > 1000]
-    return [path for path in found if path.suffix != ".incomplete"]  # some versions of the client keep it, to resume
+    files = [path for path in server.cache.rglob("*") if path.is_file() and path.stat().st_size > 1000]
+    return [path for path in files if path.suffix != ".incomplete"]  # some versions of the client keep it, to resume
 
 
 def fails(message, **kwargs):
@@ -409,7 +409,7 @@ def test_a_slow_download_is_no_silence(server, theirs, monkeypatch):
     same_logits(load(), theirs)
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "soon"])
+@pytest.mark.parametrize("value", ["0", "nan", "inf", "soon"])
 def test_a_timeout_that_is_none(server, monkeypatch, value):
     monkeypatch.setenv("MNV3_TIMEOUT", value)
     with pytest.raises(ValueError, match=f"MNV3_TIMEOUT='{value}': expected seconds, a number above 0"):
@@ -519,22 +519,22 @@ def test_torchvisions_file_damaged(url):
 
 
 @pytest.mark.parametrize(
-    ("fault", "found"), [("corrupt", "expected sha256 .*, found "), ("html", "starts as a web page")]
+    ("fault", "problem"), [("corrupt", "expected sha256 .*, found "), ("html", "starts as a web page")]
 )
-def test_torchvisions_file_that_stays_wrong(url, fault, found):
+def test_torchvisions_file_that_stays_wrong(url, fault, problem):
     url.inject(fault)
-    with pytest.raises(WeightsError, match=f"{url.name} arrived damaged twice .*removed: .*{found}"):
+    with pytest.raises(WeightsError, match=f"{url.name} arrived damaged twice .*removed: .*{problem}"):
         load_url(url)
     assert list(url.cache.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("fault", "found"), [("html", "84 bytes; it starts as a web page"), ("truncated", "starts as a zip archive")]
+    ("fault", "reason"), [("html", "84 bytes; it starts as a web page"), ("truncated", "starts as a zip archive")]
 )
-def test_a_url_without_a_hash(url, fault, found):
+def test_a_url_without_a_hash(url, fault, reason):
     """Nothing says what the file should be; that it is none of weights, or not whole, shows all the same."""
     url.inject(fault)
-    with pytest.raises(WeightsError, match=f"arrived damaged twice .*removed: not a whole file of weights, .*{found}"):
+    with pytest.raises(WeightsError, match=f"arrived damaged twice .*removed: not a whole file of weights, .*{reason}"):
         fetch.fetch_url(url.record.url)
     assert list(url.cache.iterdir()) == []
     url.recover()
@@ -638,23 +638,7 @@ def run(code, tmp_path, *, env=None, timeout=120):
     return subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=timeout)
 
 
-def test_endpoint_set_after_import(tmp_path):
-    """huggingface_hub reads HF_ENDPOINT once, at its import (report E1)."""
-    _, folder = saved(tmp_path / "served" / "o" / "net", num_classes=3)
-    with HubServer(tmp_path / "served") as server:
-        result = run(
-            f"""
-            import os, mnv3
-            os.environ["HF_ENDPOINT"] = {server.url!r}
-            print(mnv3.files.fetch.fetch_hub("o/net"))
-            """,
-            tmp_path,
-        )
-        assert result.returncode == 0, result.stderr
-        assert Path(result.stdout.strip()).read_bytes() == (folder / "model.safetensors").read_bytes()
-        assert server.asked("GET")
-
-
+@pytest.mark.slow
 def test_offline_from_the_start(server, tmp_path):
     """As above with the client's own switch, which it reads at its import and keeps."""
     load()
@@ -673,24 +657,29 @@ def test_offline_from_the_start(server, tmp_path):
 
 
 def test_hf_hub_repositories_at_a_commit(tmp_path):
-    """One commit for the configuration and the weights (report E10)."""
+    """One commit for the configuration and the weights (report E10); and an endpoint that is set after the import,
+    when huggingface_hub has read the variable already (report E1)."""
     commits = {10: "a" * 40, 20: "b" * 40}
     for classes, commit in commits.items():
         saved(tmp_path / "served" / "o" / "net" / commit, num_classes=classes)
-    with HubServer(tmp_path / "served") as server:
+    _, other = saved(tmp_path / "elsewhere" / "o" / "other", num_classes=3)
+    with HubServer(tmp_path / "served") as server, HubServer(tmp_path / "elsewhere") as elsewhere:
         result = run(
             f"""
-            import timm, mnv3
+            import os, timm, mnv3
             for name in ("hf-hub:o/net", "hf_hub:o/net", "hf-hub:o/net@{commits[10]}", "hf-hub:o/net@{commits[20]}"):
                 model = timm.create_model(name, pretrained=True)
-                print(model.num_classes, len(model.classifier.weight), model.pretrained_cfg["hf_hub_id"])
+                print(model.num_classes, len(model.classifier.weight))
+            os.environ["HF_ENDPOINT"] = {elsewhere.url!r}
+            print(mnv3.files.fetch.fetch_hub("o/other"))
             """,
             tmp_path,
             env={"HF_ENDPOINT": server.url},
         )
     assert result.returncode == 0, result.stderr
-    found = [line.split()[:2] for line in result.stdout.splitlines()]
-    assert found == [["20", "20"], ["20", "20"], ["10", "10"], ["20", "20"]]
+    *classes, file = result.stdout.splitlines()
+    assert classes == ["20 20", "20 20", "10 10", "20 20"]
+    assert Path(file).read_bytes() == (other / "model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -710,6 +699,7 @@ def test_hf_hub_repositories_that_fail(tmp_path, monkeypatch, no_waiting, fault,
         assert model.num_classes == 3
 
 
+@pytest.mark.slow
 def test_proxy_that_refuses_shows_the_cause(tmp_path):
     """Report E9. The client tries six times; its pauses, half a minute in all, are left out."""
     env = {"HTTPS_PROXY": "http://127.0.0.1:1", "HF_ENDPOINT": "https://hub.invalid"}
@@ -740,10 +730,10 @@ def in_processes(count, function, *args):
 
 
 def answers(queue, processes):
-    found = [queue.get(timeout=60) for _ in processes]
+    results = [queue.get(timeout=60) for _ in processes]
     for process in processes:
         process.join(timeout=60)
-    return found
+    return results
 
 
 def fingerprint(state_dict):
@@ -761,12 +751,11 @@ def wait_until(condition):
         time.sleep(0.01)
 
 
-def test_eight_processes_at_once(server):
+def test_four_processes_at_once(server):
     """Report E11: torchrun on an empty cache and a slow network."""
     server.delay = 0.005
     server.inject("slow", files="*.safetensors")
-    found = answers(*in_processes(8, load_fingerprint))
-    assert found == [fingerprint(load().state_dict())] * 8
+    assert answers(*in_processes(4, load_fingerprint)) == [fingerprint(load().state_dict())] * 4
     assert len({path.resolve() for path in cached(server)}) == 1
     assert not list(server.cache.rglob("*.incomplete"))
 
@@ -783,15 +772,14 @@ def test_the_one_that_downloads_dies(server):
     first.join()
     server.delay = 0
     assert cached(server) == []
-    found = answers(queue, others)
-    assert found == [fingerprint(load().state_dict())] * 3
+    assert answers(queue, others) == [fingerprint(load().state_dict())] * 3
 
 
 def test_many_processes_and_a_wrong_file(server):
     """While one checks the file another may remove it."""
     server.inject("corrupt", files="*.safetensors")
-    found = answers(*in_processes(6, load_fingerprint))
-    assert [answer for answer in found if not str(answer).startswith("WeightsError: ")] == []
+    for answer in answers(*in_processes(4, load_fingerprint)):
+        assert str(answer).startswith("WeightsError: ")
     assert cached(server) == []
 
 
