@@ -334,7 +334,7 @@ def test_predict_a_list(run, fails, pictures, net, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdin", open(tmp_path / "list.txt"))  # noqa: SIM115
     assert run("predict", "--files-from", "-", "--checkpoint", net, "--json") == expected
     (tmp_path / "list.txt").write_text("")
-    assert fails("predict", "--files-from", tmp_path / "list.txt") == f"mnv3: no pictures in {tmp_path / 'list.txt'}"
+    assert f"no pictures in {tmp_path / 'list.txt'}" in fails("predict", "--files-from", tmp_path / "list.txt")
 
 
 @pytest.mark.slow
