@@ -41,6 +41,7 @@ def add_commands(command: Command) -> None:
         help="of a quantised TFLite file: correct every layer's mean on some of these pictures (64), which need no "
         "labels",
     )
+    sub.add_argument("--half", action="store_true", help="store the weights as float16, in a folder of half the size")
     sub.add_argument("--force", action="store_true", help="replace OUT if it is a weights folder or, with --to, a file")
 
 
@@ -63,6 +64,8 @@ def convert(args: argparse.Namespace) -> int:
     if args.out.exists() and not args.force:
         other = "file" if args.to else "folder"
         raise FileExistsError(f"{args.out} exists: choose another {other}, or replace it with --force")
+    if args.to and args.half:
+        raise ValueError("--half is for weights folders, not for --to")
     if args.to and not args.source.exists():
         model = loading.resolve(str(args.source))
     else:
@@ -72,7 +75,7 @@ def convert(args: argparse.Namespace) -> int:
         out = file = args.out
         what = f"for {writing.write(model, args.to, out, exist_ok=args.force)}"
     else:
-        out = saving.save(model, args.out, exist_ok=args.force)
+        out = saving.save(model, args.out, half=args.half, exist_ok=args.force)
         file = out / saving.WEIGHTS_FILE
         what = f"{args.arch or model.pretrained_cfg['architecture']}, {model.num_classes} classes"
     print(terminal(f"wrote {out}: {what}, sha256 {checkpoint.digest(file)}"))

@@ -24,7 +24,9 @@ CONFIG_FILE = "config.json"
 GOLDEN_FILE = "golden.safetensors"
 
 
-def save(model: nn.Module, folder: str | os.PathLike, *, exist_ok: bool = False, **config: Any) -> Path:
+def save(
+    model: nn.Module, folder: str | os.PathLike, *, half: bool = False, exist_ok: bool = False, **config: Any
+) -> Path:
     """Write a weights folder: config.json in timm's format, model.safetensors, and golden inputs and logits.
 
     It appears whole or not at all. timm (`local-dir:`, `hf-hub:` after a push), torch.hub and `mnv3 predict
@@ -33,6 +35,8 @@ def save(model: nn.Module, folder: str | os.PathLike, *, exist_ok: bool = False,
     Args:
         model: A model made by `timm.create_model`, `mnv3.create_model` or a torch.hub entry.
         folder: The folder to write.
+        half: Store the weights of convolutions and linear layers as float16, half the size. They are loaded into
+            float32, and computed in it.
         exist_ok: Replace a weights folder that is there.
         config: More entries for config.json, `label_names` for instance.
 
@@ -42,11 +46,11 @@ def save(model: nn.Module, folder: str | os.PathLike, *, exist_ok: bool = False,
     Raises:
         FileExistsError: The folder exists, and `exist_ok` is False or it holds other files too.
         ValueError: The model was not made by one of those, or its layers were changed since, so that nothing says how
-            to build it again.
+            to build it again; or a weight is too large for float16.
     """
     folder = Path(folder).resolve()
     model = unwrapped(model)
-    contents = weights_files(model, **config)  # before anything is written
+    contents = weights_files(model, half=half, **config)  # before anything is written
     with new_folder(folder, names=list(contents), needs=WEIGHTS_FILE, exist_ok=exist_ok) as new:
         for name, content in contents.items():
             (new / name).write_bytes(content)
@@ -58,12 +62,14 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return getattr(model, "_orig_mod", model)
 
 
-def weights_files(model: nn.Module, **config: Any) -> dict[str, bytes]:
+def weights_files(model: nn.Module, *, half: bool = False, **config: Any) -> dict[str, bytes]:
     """Names and contents of the files of a weights folder; arguments and errors as for `save`."""
     from safetensors.torch import save as as_bytes
     from timm.models._hub import save_config_for_hf
 
     model = with_default_eps(model)
+    if half:
+        model = _rounded_to_half(model)
     args = _build_args(model)
     if model.num_classes == model.pretrained_cfg.get("num_classes"):
         config.setdefault("label_names", model.pretrained_cfg.get("label_names"))
@@ -73,8 +79,24 @@ def weights_files(model: nn.Module, **config: Any) -> dict[str, bytes]:
         entries = json.loads(file.read_text(encoding="utf-8"))
     del entries["model_args"]["num_classes"]  # it stands beside them; transformers' wrapper gives it a second time
     config_json = (json.dumps(entries, indent=2) + "\n").encode()
-    weights = as_bytes(plain_tensors(full_state_dict(model)))
-    return {WEIGHTS_FILE: weights, GOLDEN_FILE: as_bytes(golden(model)), CONFIG_FILE: config_json}
+    tensors = plain_tensors(full_state_dict(model))
+    if half:
+        tensors = {key: value.half() if value.ndim > 1 else value for key, value in tensors.items()}
+    return {WEIGHTS_FILE: as_bytes(tensors), GOLDEN_FILE: as_bytes(golden(model)), CONFIG_FILE: config_json}
+
+
+@torch.no_grad()
+def _rounded_to_half(model: nn.Module) -> nn.Module:
+    """A copy whose weights of convolutions and linear layers are numbers that float16 has."""
+    model = copy.deepcopy(model)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1:
+            parameter.copy_(parameter.half())
+            if not parameter.isfinite().all():
+                raise ValueError(
+                    f"{name} has weights beyond 65504, which float16 does not hold: save it with half=False"
+                )
+    return model
 
 
 def plain_tensors(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -605,3 +605,25 @@ def test_what_is_saved_reads_without_mnv3(tmp_path):
     config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     assert config["model_args"]["arch"] == json.loads(json.dumps(TINY.to_dict()))
     assert config["pretrained_cfg"]["first_conv"] == "stem.conv"
+
+
+def test_half(tmp_path):
+    """Weights in float16, computed in float32: what is loaded gives the logits of the rounded model to the bit."""
+    model = randomize(mnv3.create_model("mnv3_small_cifar", width=0.5))
+    whole, half = (mnv3.save(model, tmp_path / name, half=name == "half") for name in ("whole", "half"))
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (whole, half)]
+    assert sizes[1] < 0.6 * sizes[0]
+    dtypes = {value.dtype for value in load_file(half / "model.safetensors").values() if value.ndim > 1}
+    assert dtypes == {torch.float16}
+    expected = {key: value.half().float() if value.ndim > 1 else value for key, value in model.state_dict().items()}
+    loaded = mnv3.load_checkpoint(half).eval()
+    torch.testing.assert_close(loaded.state_dict(), expected, rtol=0, atol=0)
+    golden = load_file(half / "golden.safetensors")
+    with torch.no_grad():
+        assert torch.equal(loaded(golden["inputs"]), golden["outputs"])
+        timms = timm.create_model(f"local-dir:{half}", pretrained=True).eval()
+        assert torch.equal(timms(golden["inputs"]), golden["outputs"])
+        model.classifier.weight[0, 0] = 1e5
+    with pytest.raises(ValueError, match=r"classifier\.weight has weights beyond 65504.* half=False"):
+        mnv3.save(model, tmp_path / "large", half=True)
+    assert not (tmp_path / "large").exists()
