@@ -40,6 +40,7 @@ docs/pictures
 docs/training
 docs/cifar10
 docs/deploy
+docs/demo
 docs/show
 docs/convert
 docs/publish

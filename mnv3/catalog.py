@@ -85,6 +85,7 @@ SHA256 = {  # of the files
     "mnv3_small.tv_in1k":             "047dcff4addef86ea5bc2eff13c9614dc11f47ab1160d0a71a25e7db994f4e1f",
     "mnv3_small_075.lamb_in1k":       "c56c9ffc148d94301a477d5678e6802d0251b22ff23376c396eacd737edad0b7",
     "mnv3_small_050.lamb_in1k":       "2e3f6937afd4b3704450518a2710168775d6c70ebfb7a0e9aaf06200c6fbe0c4",
+    "mnv3_small_tf.uint8_in1k":       "a51165768d655170638020dcb61d423072a21f48117d1284e04ce03265fb5326",
     "mnv3_large_cifar.cifar10":       "6a924f949976a8602852731c7b1a3a788e9de3d2faed8b5c90157ff4bdcf1566",
     "mnv3_small_cifar.cifar10":       "cfb82951b92b1e54e67a919b2a027617fcd7ea16f7bc1007f5d45413c53b1d79",
 }
@@ -105,6 +106,12 @@ TF = {
     "interpolation": "bilinear",
     "bn_eps": 1e-3,
     "origin": "https://github.com/tensorflow/models/tree/master/research/slim/nets/mobilenet",
+}
+UINT8 = TF | {  # what the file says of its bytes
+    "mean": (128 / 255,) * 3,
+    "std": (0.4980392175416152,) * 3,
+    "data": "ImageNet-1k",
+    "dataset": "ILSVRC/imagenet-1k",
 }
 TV = {
     "interpolation": "bilinear",
@@ -144,9 +151,9 @@ def _torchvision(arch: str, tag: str, name: str, top1: float, **fields) -> Check
     return _pinned(arch, tag, url=f"https://download.pytorch.org/models/{file}", top1=top1, **fields)
 
 
-def _ours(arch: str, tag: str, recipe: str, top1: float, **fields) -> Checkpoint:
-    """A checkpoint of our own, which ships with mnv3 in weights/; see its model card there."""
-    measured = f"mnv3 eval {arch}.{tag} --data {tag} --data-dir data --download"
+def _ours(arch: str, tag: str, recipe: str | None, top1: float | None, **fields) -> Checkpoint:
+    """A checkpoint that we publish, which ships with mnv3 in weights/; see its model card there."""
+    measured = f"mnv3 eval {arch}.{tag} --data {tag} --data-dir data --download" if top1 else None
     return _pinned(arch, tag, repo=f"{ORG}/{arch}.{tag}", recipe=recipe, top1=top1, measured=measured, **fields)
 
 
@@ -167,6 +174,7 @@ CATALOG: tuple[Checkpoint, ...] = (
     _timm(       "mnv3_small_050",        "lamb_in1k",           "mobilenetv3_small_050",            57.924),
     _timm(       "mnv3_large_tf",         "in1k",                "tf_mobilenetv3_large_100",         75.514, **TF),
     _timm(       "mnv3_small_tf",         "in1k",                "tf_mobilenetv3_small_100",         67.932, **TF),
+    _ours(       "mnv3_small_tf",         "uint8_in1k",          None,                               None,   **UINT8),
     _timm(       "mnv3_large_075_tf",     "in1k",                "tf_mobilenetv3_large_075",         73.448, **TF),
     _timm(       "mnv3_small_075_tf",     "in1k",                "tf_mobilenetv3_small_075",         65.732, **TF),
     _timm(       "mnv3_large_minimal_tf", "in1k",                "tf_mobilenetv3_large_minimal_100", 72.270, **TF),

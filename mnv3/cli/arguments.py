@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 
 Command = Callable[..., argparse.ArgumentParser]
-DEFAULT_MODEL = "mnv3_small_cifar.cifar10"  # its weights ship with mnv3
+DEFAULT_MODEL = "mnv3_small_tf.uint8_in1k"  # its weights ship with mnv3
 MODEL_HELP = "a name of `mnv3 list --pretrained`, hf-hub:NAMESPACE/NAME, or weights"
 
 

@@ -53,6 +53,7 @@ def card(record: Checkpoint, folder: str | os.PathLike, *, repo: str | None = No
         arch=VARIANTS[record.arch].arch,
         size=record.input_size[-1],
         repo=repo or record.repo,
+        project=f"https://github.com/{ORG}/mnv3",
         release=f"{ORG}/mnv3:v{__version__}",
         settings=_settings(record, Path(folder)),
         params=params,
@@ -150,7 +151,8 @@ def _metrics(record: Checkpoint, folder: Path) -> Metrics | None:
 def _metadata(record: Checkpoint, metrics: Metrics | None) -> Any:
     from huggingface_hub import EvalResult, ModelCardData
 
-    values = {"Top 1 Accuracy": record.top1} | ({"Top 5 Accuracy": metrics.top5} if metrics else {})
+    values = {"Top 1 Accuracy": record.top1} if record.top1 else {}
+    values |= {"Top 5 Accuracy": metrics.top5} if metrics else {}
     data, _, split = record.data.rpartition(" ")
     results = [
         EvalResult(
@@ -171,7 +173,7 @@ def _metadata(record: Checkpoint, metrics: Metrics | None) -> Any:
         pipeline_tag="image-classification",
         tags=["image-classification", "timm", "transformers", "mnv3", "mobilenetv3"],
         datasets=[record.dataset],
-        metrics=["accuracy"],
+        metrics=["accuracy"] if results else None,
         model_name=record.name,
-        eval_results=results,
+        eval_results=results or None,
     )
