@@ -12,7 +12,8 @@ from ..errors import ExportError
 from ..factory import transforms
 from ..layers import evaluating
 from ..pictures import images
-from . import runtime
+from .packages import quiet
+from .runtime import Exported, load
 
 PICTURES = 16  # to check by, drawn here or taken of those given
 
@@ -24,19 +25,19 @@ def inputs(model: nn.Module, size: int, pictures: Any, *, normalize: bool = Fals
         ValueError: None of the files is a picture that can be read.
     """
     if pictures is None:
-        return _normalized(_drawn(count, model.in_chans, size), model, normalize)
+        return _prepared(_drawn(count, model.in_chans, size), model, as_bytes=normalize)
     if model.in_chans != 3:
         raise ValueError(f"the model takes pictures of in_chans={model.in_chans}: files are read as RGB")
     transform = transforms(model, input_size=(model.in_chans, size, size), mean=(0, 0, 0), std=(1, 1, 1))
     chosen = images.spread(list(images.find(pictures)), count)
     if not chosen:
         raise ValueError(f"no pictures in {pictures}")
-    return _normalized(torch.stack([transform(images.load(file)) for file in chosen]), model, normalize)
+    return _prepared(torch.stack([transform(images.load(file)) for file in chosen]), model, as_bytes=normalize)
 
 
-def _normalized(x: Tensor, model: nn.Module, raw: bool) -> Tensor:
-    """From numbers from 0 to 1."""
-    if raw:
+def _prepared(x: Tensor, model: nn.Module, *, as_bytes: bool = False) -> Tensor:
+    """Pictures of numbers from 0 to 1, normalised for the model, or as bytes."""
+    if as_bytes:
         return (x * 255).round().to(torch.uint8)
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in mean_std(model))
     return (x - mean) / std
@@ -64,10 +65,24 @@ def _drawn(count: int, channels: int, size: int) -> Tensor:
 def compare(
     model: nn.Module, file: Path, x: Tensor, metadata: dict[str, Any], tolerance: float
 ) -> tuple[float, float, float]:
-    """Largest difference, largest logit, agreement in per cent; raises ExportError above the tolerance."""
+    """Run an exported file and compare it with its model.
+
+    Args:
+        model: The model.
+        file: The file.
+        x: Pictures (N, C, H, W) as the file takes them.
+        metadata: The file's.
+        tolerance: Largest difference of logits, as a share of the largest logit.
+
+    Returns:
+        The largest difference of logits, the largest logit, and on how many per cent of the pictures top-1 agrees.
+
+    Raises:
+        ExportError: The difference is above the tolerance.
+    """
     model = copy.deepcopy(model).cpu().float()  # as it was exported: bfloat16 would give other logits
-    with runtime.quiet():
-        exported = runtime.load(file)
+    with quiet():
+        exported = load(file)
         tries = [x]
         if "batch" in metadata["dynamic"] or metadata["batch"] > 1:
             tries.append(x[:3])
@@ -93,12 +108,12 @@ def compare(
 def _reference(model: nn.Module, x: Tensor, metadata: dict[str, Any]) -> Tensor:
     """The model's own logits, or what is left of them after a softmax."""
     if metadata["normalize"]:
-        x = _normalized(x / 255, model, False)
+        x = _prepared(x / 255, model)
     with evaluating(model):
         logits = model(x)
     return logits.log_softmax(1) if metadata["softmax"] else logits
 
 
-def _outputs(exported: runtime.Exported, x: Tensor) -> Tensor:
+def _outputs(exported: Exported, x: Tensor) -> Tensor:
     with torch.inference_mode():
         return exported(x.float())

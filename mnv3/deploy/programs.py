@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ..errors import WeightsError
-from .formats import METADATA
+from .writers import METADATA
 
 
 def _words(text: str) -> frozenset[str]:

@@ -17,13 +17,13 @@ def interleaved(
     for turn in range(rounds + 1):
         for name, run in runs.items():
             time.sleep(REST)
-            found = repeat(run, x, seconds=seconds)
-            times[name] += found if turn else []
+            measured = call_times(run, x, seconds=seconds)
+            times[name] += measured if turn else []
     return times
 
 
 @torch.inference_mode()
-def repeat(run: Callable[[Tensor], object], x: Tensor, *, seconds: float) -> list[float]:
+def call_times(run: Callable[[Tensor], object], x: Tensor, *, seconds: float) -> list[float]:
     """Milliseconds of each call made in this time, at least one; one more before does not count."""
     times, end = [], time.perf_counter() + seconds
     run(x)

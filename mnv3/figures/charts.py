@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..files.atomic import write_atomically
 from . import panels, style
 
 
@@ -30,4 +31,4 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], path: Pat
 def _draw(path: Path, rows: list[style.Row]) -> None:
     with style.page(None, extra="finetune"):
         kind = "svg" if path.suffix.lower() == ".svg" else "png"
-        style.write(path, style.image(style.finish(style.sheet(rows), None), kind))
+        write_atomically(path, style.image(style.finish(style.sheet(rows), None), kind))

@@ -153,7 +153,9 @@ def finish(figure: Any, path: str | os.PathLike | None) -> Any:
     figure.set_layout_engine("none")  # once is enough, and takes half of the time
     if path is not None:
         kind = Path(path).suffix.lower().lstrip(".")
-        write(Path(path), image(figure, kind, **({"pil_kwargs": {"optimize": True}} if kind == "png" else {})))
+        write_atomically(
+            Path(path), image(figure, kind, **({"pil_kwargs": {"optimize": True}} if kind == "png" else {}))
+        )
     return figure
 
 
@@ -162,11 +164,3 @@ def image(figure: Any, kind: str = "png", **options: Any) -> bytes:
     content = io.BytesIO()
     figure.savefig(content, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else None, **options)
     return well_formed(content.getvalue()) if kind == "svg" else content.getvalue()
-
-
-def write(path: Path, content: bytes) -> None:
-    """Write a file whole, or say in terms of `path` why not."""
-    try:
-        write_atomically(path, content)
-    except OSError as error:  # which names the draft
-        raise OSError(error.errno, error.strerror, str(path)) from None

@@ -11,6 +11,7 @@ from ..arch import costs
 from ..catalog import CATALOG
 from ..factory import load_checkpoint
 from ..figures import style
+from ..files.atomic import write_atomically
 from ..files.saving import CONFIG_FILE
 from ..text import html
 from ..train.results import PARTS, Results, read
@@ -95,7 +96,7 @@ def report(
     if compared:
         sections.append(("Comparison", "comparison", _figures(compared, "accuracy against cost", 3.6)))
     sections.append(("Recipe", "recipe", _recipe(results)))
-    style.write(path, _html(results, missing, [(t, i, "\n".join(parts)) for t, i, parts in sections]).encode())
+    write_atomically(path, _html(results, missing, [(t, i, "\n".join(parts)) for t, i, parts in sections]).encode())
     return path
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...deploy.runtime import quiet
+from ...deploy.packages import quiet
 from ...errors import WeightsError
 from ...factory import create_model, transforms
 from ...layers import evaluating

@@ -1,23 +1,21 @@
-"""A disk without room: one line that says so and what to do, and nothing is left there."""
+"""A disk without room: one line that says so and what to do, and nothing is left there, nor by who was killed."""
 
 import errno
+import multiprocessing
+import os
 import re
+import signal
 
 import pytest
-from conftest import needs, randomize
+from conftest import needs
+from exports import net, weights
 
-import mnv3
 from mnv3.cli import main
-from mnv3.deploy import FORMATS, drafts, export, quantize
+from mnv3.deploy import FORMATS, export, quantize, writing
 from mnv3.errors import ExportError
 
 resource = pytest.importorskip("resource", reason="needs limits on the size of files")
-FAST = ("pt2", "torchscript", "onnx")
-
-
-@pytest.fixture(scope="module")
-def net():
-    return randomize(mnv3.create_model("mnv3_small_cifar"))
+SLOW = ("executorch", "tflite", "coreml")
 
 
 @pytest.fixture
@@ -34,30 +32,32 @@ def line(file):
 
 @pytest.mark.parametrize(
     "to",
-    [pytest.param(to, marks=() if to in FAST else pytest.mark.slow) for to in FORMATS],
+    [pytest.param(to, marks=pytest.mark.slow if to in SLOW else ()) for to in FORMATS],
 )
-def test_every_format(net, tmp_path, limit, to):
+def test_every_format(tmp_path, limit, to):
     """PyTorch's and LiteRT's own writers end the process; OpenVINO's and pnnx say nothing."""
     needs(to)
     file = tmp_path / f"net{FORMATS[to].suffix}"
-    limit(1_000_000)
+    net()
+    limit(100_000)
     with pytest.raises(OSError, match=line(file)) as caught:
-        export(net, file, to=to)
+        export(net(), file, to=to)
     assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(file))
     assert not list(tmp_path.iterdir())
 
 
-def test_8_bits(net, noisy, tmp_path, limit):
+def test_8_bits(noisy, tmp_path, limit):
     needs("onnx", int8=True)
-    limit(300_000)
+    net()
+    limit(50_000)
     with pytest.raises(OSError, match=line(tmp_path / "net.onnx")):
-        quantize(net, tmp_path / "net.onnx", to="onnx", calibrate=noisy / "test", force=True)
+        quantize(net(), tmp_path / "net.onnx", to="onnx", calibrate=noisy / "test", force=True)
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command_says_it_in_one_line(net, tmp_path, limit, capsys):
-    folder, file = mnv3.save(net, tmp_path / "net"), tmp_path / "out" / "net.pt2"
-    limit(1_000_000)
+def test_the_command_says_it_in_one_line(tmp_path, limit, capsys):
+    folder, file = weights(), tmp_path / "out" / "net.pt2"
+    limit(100_000)
     assert main.main(["export", str(folder), "--to", "pt2", "-o", str(file)]) == 1
     error = capsys.readouterr().err
     assert re.match(rf"mnv3: {re.escape(str(file))}: {line(file)}", error)
@@ -67,8 +67,8 @@ def test_the_command_says_it_in_one_line(net, tmp_path, limit, capsys):
 
 def test_other_failures_stay_what_they_are(tmp_path):
     def fail(error):
-        with drafts.draft(tmp_path / "net.onnx", room=1000) as new:
-            new.write_bytes(b"half")
+        with writing.new_export(tmp_path / "net.onnx", room=1000) as draft:
+            draft.write_bytes(b"half")
             raise error
 
     for error in (ExportError("onnx: the exporter failed"), PermissionError(errno.EACCES, "no"), KeyboardInterrupt()):
@@ -76,3 +76,18 @@ def test_other_failures_stay_what_they_are(tmp_path):
             fail(error)
         assert caught.value is error
     assert not list(tmp_path.iterdir())
+
+
+def test_the_draft_of_a_killed_export_goes(tmp_path):
+    def killed():
+        with writing.new_export(tmp_path / "net.onnx", room=1000) as draft:
+            draft.write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    process = multiprocessing.get_context("fork").Process(target=killed)
+    process.start()
+    process.join(timeout=60)
+    assert [path.name.startswith(".net.onnx.") for path in tmp_path.iterdir()] == [True]
+    with writing.new_export(tmp_path / "net.onnx", room=1000) as draft:
+        draft.write_bytes(b"whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
