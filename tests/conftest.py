@@ -18,7 +18,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 import mnv3  # noqa: E402
-from mnv3.cli import main  # noqa: E402
+from mnv3.cli.main import main  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -130,7 +130,7 @@ def run(capsys):
     def run(*args):
         capsys.readouterr()
         try:
-            status = main.main([str(arg) for arg in args])
+            status = main([str(arg) for arg in args])
         except SystemExit as error:
             status = error.code
         return status, *capsys.readouterr()

@@ -165,9 +165,6 @@ def describe(
 
     cfg = model.pretrained_cfg
     packages = ("torch", "timm", *FORMATS[to].runtime, *FORMATS[to].writers)
-    distributions = importlib.metadata.packages_distributions()  # reads all of them
-    versions = {name: importlib.metadata.version(distributions.get(name, [name])[0]) for name in packages}
-    versions = {"mnv3": __version__} | versions
     return {
         "format": to,
         "architecture": cfg["architecture"],
@@ -188,8 +185,17 @@ def describe(
         **dict(zip(("mean", "std"), mean_std(model), strict=True)),
         **{key: cfg[key] for key in ("interpolation", "crop_pct", "crop_mode")},
         **more,
-        "versions": versions,
+        "versions": {"mnv3": __version__} | {name: _version(name) for name in packages},
     }
+
+
+def _version(module: str) -> str:
+    """The version of the package that has a module."""
+    try:
+        return importlib.metadata.version(module)
+    except importlib.metadata.PackageNotFoundError:  # onnxruntime-gpu has onnxruntime
+        packages = importlib.metadata.packages_distributions()  # reads all of them, for half a second
+        return importlib.metadata.version(packages.get(module, [module])[0])
 
 
 def check_new(file: Path, *, exist_ok: bool) -> None:

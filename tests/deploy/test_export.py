@@ -16,6 +16,7 @@ from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import PIL
 import pytest
 import timm
 import torch
@@ -26,8 +27,8 @@ from torch import nn
 
 import mnv3
 from mnv3.arch import VARIANTS
-from mnv3.cli import main
-from mnv3.deploy import FORMATS, export, load, runtime
+from mnv3.cli.main import main
+from mnv3.deploy import FORMATS, export, exporter, load, runtime
 from mnv3.errors import ExportError, WeightsError
 from mnv3.files.checkpoint import digest
 from mnv3.pictures.data import Pictures
@@ -126,6 +127,10 @@ def test_metadata(to):
     assert set(meta["versions"]) == {"mnv3", "torch", "timm", *entry.runtime, *entry.writers}
     assert all(re.match(r"\d+", version) for version in meta["versions"].values())
     assert str(Path(tempfile.gettempdir())) not in json.dumps(meta), "where the weights lay is nobody's business"
+
+
+def test_versions_of_packages_with_another_name():
+    assert exporter._version("PIL") == PIL.__version__
 
 
 @pytest.mark.parametrize("to", each(RUN))
@@ -262,7 +267,7 @@ def test_other_models(tmp_path, kwargs):
             export(model, tmp_path / "c.torchscript", to="torchscript", pictures=tmp_path)
 
 
-@pytest.mark.parametrize("to", each([n for n in RUN if "size" in FORMATS[n].dynamic], ("onnx",)))
+@pytest.mark.parametrize("to", each([n for n in RUN if "size" in FORMATS[n].dynamic], ("onnx", "openvino")))
 def test_tensorflow_padding_at_any_size(tmp_path, monkeypatch, to):
     needs(to)
     model, file = tiny("mnv3_small_tf"), tmp_path / f"a{FORMATS[to].suffix}"
@@ -491,7 +496,7 @@ def run(capfd, monkeypatch, tmp_path):
     def run(*args):
         capfd.readouterr()
         try:
-            status = main.main([str(arg) for arg in args])
+            status = main([str(arg) for arg in args])
         except SystemExit as error:
             status = error.code
         return status, *capfd.readouterr()
@@ -559,7 +564,8 @@ def test_predict_and_eval_commands(run, pictures, tmp_path):
     for i, name in enumerate(NAMES):
         (tmp_path / "data" / "test" / name).mkdir(parents=True)
         shutil.copy(pictures / f"{i % 5}.png", tmp_path / "data" / "test" / name)
-    first, second = (run("eval", path, "--data", "data", "--json", f"{i}.json") for i, path in enumerate((file, folder)))
+    command = ("eval", "--data", "data", "--json")
+    first, second = run(*command, "0.json", file), run(*command, "1.json", folder)
     assert first[1] == second[1]
     ours, theirs = (json.loads((tmp_path / name).read_text()) for name in ("0.json", "1.json"))
     assert ours.pop("loss") == pytest.approx(theirs.pop("loss"), abs=1e-4)

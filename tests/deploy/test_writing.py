@@ -10,12 +10,12 @@ import pytest
 from conftest import needs
 from exports import net, weights
 
-from mnv3.cli import main
+from mnv3.cli.main import main
 from mnv3.deploy import FORMATS, export, quantize, writing
 from mnv3.errors import ExportError
 
 resource = pytest.importorskip("resource", reason="needs limits on the size of files")
-SLOW = ("executorch", "tflite", "coreml")
+SLOW = ("openvino", "executorch", "tflite", "coreml")
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_8_bits(noisy, tmp_path, limit):
 def test_the_command_says_it_in_one_line(tmp_path, limit, capsys):
     folder, file = weights(), tmp_path / "out" / "net.pt2"
     limit(100_000)
-    assert main.main(["export", str(folder), "--to", "pt2", "-o", str(file)]) == 1
+    assert main(["export", str(folder), "--to", "pt2", "-o", str(file)]) == 1
     error = capsys.readouterr().err
     assert re.match(rf"mnv3: {re.escape(str(file))}: {line(file)}", error)
     assert error.count("\n") == 1

@@ -1,8 +1,9 @@
-"""A small network, and the file of each format that `mnv3 export` and `mnv3 quantize` make of it, written once a session.
+"""A small network, and its files of every format and of 8 bits, each written once a session.
 
 Who changes a network or a file works on a copy.
 """
 
+import copy
 import functools
 import tempfile
 from pathlib import Path
@@ -10,12 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import needs, with_distinct_logits
+from PIL import Image
 
 import mnv3
-from mnv3.deploy import FORMATS, Report, export
+from mnv3.deploy import FORMATS, QuantizeReport, Report, export, quantize
+from mnv3.deploy.int8 import prepare
 
 NAMES = [f"kind {i}" for i in range(10)]
-# every kind of block: without expansion and with, with squeeze-and-excite and without, with a residual, both activations
+# every kind of block: with and without expansion, squeeze-and-excite and residual, of both activations
 ARCH = mnv3.Arch(
     stem=8,
     rows=(
@@ -63,3 +66,40 @@ def exported(to: str, *, whole: bool = False) -> tuple[Path, Report]:
         options = {"normalize": True, "softmax": True, "half": entry.half}
     file = folder(to) / f"net{entry.suffix}"
     return file, export(net(), file, to=to, **options)
+
+
+FLOATS = ("blocks.1.depthwise.conv", "blocks.0.se.excite")  # layers that stay in float in the files of `quantized`
+
+
+@functools.cache
+def pictures() -> Path:
+    """100 pictures of soft colours, in two folders."""
+    root = folder("pictures")
+    for i, x in enumerate(torch.rand(100, 4, 4, 3, generator=torch.Generator().manual_seed(0))):
+        (root / f"class {i % 2}").mkdir(exist_ok=True)
+        picture = Image.fromarray((x * 255).byte().numpy()).resize((32, 32), Image.Resampling.BICUBIC)
+        picture.save(root / f"class {i % 2}" / f"{i}.png")
+    return root
+
+
+@functools.cache
+def fading() -> mnv3.MobileNetV3:
+    """The network with a channel that is nearly dead and one that is: their weights have next to no scale."""
+    model = copy.deepcopy(net())
+    layer = model.blocks[2].depthwise
+    with torch.no_grad():
+        for channel, weight, bias in ((0, 1e-9, 5.0), (1, 0.0, 0.0)):
+            layer.conv.weight[channel] = weight
+            layer.norm.bias[channel] = bias
+            layer.norm.running_mean[channel] = 0.0
+    return model
+
+
+@functools.cache
+def quantized(to: str) -> QuantizeReport:
+    """The report on the 8-bit file of a format, made of `fading` and `pictures`, with FLOATS in float."""
+    needs(to, int8=True)
+    file = folder(f"{to}-int8") / f"net{FORMATS[to].suffix}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "_sensitive", lambda *_, **__: list(FLOATS))
+        return quantize(fading(), file, to=to, calibrate=pictures(), force=True)
