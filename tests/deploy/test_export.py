@@ -28,7 +28,7 @@ from torch import nn
 import mnv3
 from mnv3.arch import VARIANTS
 from mnv3.cli.main import main
-from mnv3.deploy import FORMATS, export, exporter, load, runtime
+from mnv3.deploy import FORMATS, export, exporter, int8, load, runtime
 from mnv3.errors import ExportError, WeightsError
 from mnv3.files.checkpoint import digest
 from mnv3.pictures.data import Pictures
@@ -522,6 +522,12 @@ def test_command(run, tmp_path):
     status, _, err = run("export", weights_file, "--arch", "mnv3_small_cifar", "--to", "torchscript")
     assert (status, "torchscript exists" in err) == (1, True)
     assert [path.name for path in tmp_path.iterdir()] == ["mnv3_small_cifar.torchscript"]
+
+
+@pytest.mark.parametrize(("command", "formats"), [("export", FORMATS), ("quantize", int8.WRITERS)])
+def test_help_names_the_formats(run, command, formats):
+    *most, last = formats
+    assert f"--to FORMAT {', '.join(most)} or {last} " in " ".join(run(command, "--help")[1].split())
 
 
 def test_command_faults(run, tmp_path):
