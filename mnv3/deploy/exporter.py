@@ -120,7 +120,13 @@ def export(
 
 
 def deployable(model: nn.Module, *, normalize: bool = False, softmax: bool = False) -> nn.Module:
-    """A float32 copy on the CPU as exporters want it: in eval mode, batch norm folded, nothing in place."""
+    """A float32 copy on the CPU as exporters want it: in eval mode, batch norm folded, nothing in place.
+
+    Args:
+        model: A model of this package.
+        normalize: Put the mean and the standard deviation before it; then it takes numbers from 0 to 255.
+        softmax: Put a softmax behind it.
+    """
     fused = fuse(copy.deepcopy(model).cpu().float().eval())
     for module in fused.modules():
         if hasattr(module, "inplace"):
@@ -160,7 +166,18 @@ def describe(
     softmax: bool = False,
     **more: Any,
 ) -> dict[str, Any]:
-    """What a file says of itself: all that is needed to use it, and where it came from."""
+    """What a file says of itself: all that is needed to use it, and where it came from.
+
+    Args:
+        model: The model, before batch norm is folded.
+        to: One of `FORMATS`.
+        size: Side of the pictures, in pixels.
+        batch: Pictures at a time, unless that is dynamic.
+        dynamic: 'batch', 'size' or both.
+        normalize: Whether the normalisation is in the graph.
+        softmax: Whether the softmax is.
+        more: Further entries.
+    """
     from safetensors.torch import save as as_bytes
 
     cfg = model.pretrained_cfg

@@ -12,14 +12,22 @@ from .formats import FORMATS
 
 
 def require(name: str, *, write: bool = False, int8: bool = False) -> None:
-    """Raise ImportError with the command that helps unless what runs a format, or writes it, can be imported."""
+    """Import the packages that a format needs.
+
+    Args:
+        name: The format.
+        write: Also those that write it, and not only those that run it.
+        int8: Also those that write its 8-bit form.
+
+    Raises:
+        ImportError: One is missing; the message has the command that helps.
+    """
     entry = FORMATS[name]
     for module in entry.runtime + (entry.writers if write or int8 else ()) + (entry.int8_writers if int8 else ()):
         try:
             importlib.import_module(module)
         except ImportError as error:
-            extra = FORMATS[name].extra
-            raise ImportError(f"{name} needs {module} ({error}): pip install 'mnv3[{extra}]'") from None
+            raise ImportError(f"{name} needs {module} ({error}): pip install 'mnv3[{entry.extra}]'") from None
 
 
 _lock, _quiet_now = threading.Lock(), []

@@ -1,6 +1,8 @@
 """Whether an exported file gives what the model gives, on pictures."""
 
 import copy
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,25 @@ from .runtime import Exported, load
 PICTURES = 16  # to check by, drawn here or taken of those given
 
 
-def inputs(model: nn.Module, size: int, pictures: Any, *, normalize: bool = False, count: int = PICTURES) -> Tensor:
-    """Pictures to check by (N, C, size, size): preprocessed ones, or the bytes that `normalize` puts into a graph.
+def inputs(
+    model: nn.Module,
+    size: int,
+    pictures: str | os.PathLike | Iterable[str | os.PathLike] | None,
+    *,
+    normalize: bool = False,
+    count: int = PICTURES,
+) -> Tensor:
+    """Pictures to check by.
+
+    Args:
+        model: The model whose preprocessing they get.
+        size: Their side, in pixels.
+        pictures: Files or folders to take them from; None for drawn ones.
+        normalize: Whether the normalisation is in the file to be checked, which then takes bytes.
+        count: How many at most.
+
+    Returns:
+        A batch (N, C, size, size): float32, or uint8 with `normalize`.
 
     Raises:
         ValueError: None of the files is a picture that can be read.
@@ -44,14 +63,14 @@ def _prepared(x: Tensor, model: nn.Module, *, as_bytes: bool = False) -> Tensor:
 
 
 def mean_std(model: nn.Module) -> tuple[list[float], list[float]]:
-    """One number for each of the model's channels; where its weights' are of others, the mean of those."""
-    known = (list(model.pretrained_cfg[name]) for name in ("mean", "std"))
-    mean, std = (v if len(v) == model.in_chans else [sum(v) / len(v)] * model.in_chans for v in known)
+    """Mean and standard deviation for each of the model's channels; its weights' average where those have others."""
+    given = (list(model.pretrained_cfg[name]) for name in ("mean", "std"))
+    mean, std = (v if len(v) == model.in_chans else [sum(v) / len(v)] * model.in_chans for v in given)
     return mean, std
 
 
 def _drawn(count: int, channels: int, size: int) -> Tensor:
-    """Coloured clouds: noise with as much in every octave, as photographs have."""
+    """Coloured clouds (N, C, size, size): noise with as much in every octave, as photographs have."""
     generator = torch.Generator().manual_seed(0)
     x = torch.zeros(count, channels, size, size)
     cells = 1

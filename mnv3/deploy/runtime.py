@@ -123,13 +123,13 @@ class Pool:
 def _open_pt2(exported: ExportedFile, threads: int) -> tuple[Run, str]:
     from torch.ao.quantization.fx import _decomposed  # noqa: F401  it registers the operators of 8-bit files
 
-    archive, text = (io.BytesIO(exported.content), "") if exported.trusted else programs.pt2(exported.content)
+    archive, text = (io.BytesIO(exported.content), "") if exported.trusted else programs.safe_pt2(exported.content)
     module = torch.export.load(archive).module()
     return lambda x: module(x), text  # no module, whose modes are not to be set
 
 
 def _open_torchscript(exported: ExportedFile, threads: int) -> tuple[Run, str]:
-    return programs.torchscript(exported.content, trusted=exported.trusted)
+    return programs.safe_torchscript(exported.content, trusted=exported.trusted)
 
 
 def _open_onnx(exported: ExportedFile, threads: int) -> tuple[Run, str]:

@@ -35,7 +35,7 @@ class Graph:
         return {axis: name for key in self.dynamic for axis, name in names[key].items()}
 
     def program(self) -> torch.export.ExportedProgram:
-        """torch.export's. A dynamic dimension must not be 1 in the example, which it would be fixed to."""
+        """The model as torch.export has it. A dynamic dimension must not be 1 in the example, which would fix it."""
         least = self.metadata["stride"] + 1  # pixels; fewer give a 1x1 map, which torch.export would fix
         axes = self.dynamic_axes()
         dims = {axis: torch.export.Dim(name, min=least if axis else None) for axis, name in axes.items()}
@@ -45,7 +45,7 @@ class Graph:
 
 
 def write_pt2(graph: Graph, file: Path) -> None:
-    """torch.export's archive."""
+    """Write torch.export's archive."""
     save_program(graph.program(), file, extra_files={METADATA: json.dumps(graph.metadata)})
 
 
@@ -58,7 +58,7 @@ def save_program(program: torch.export.ExportedProgram, file: Path, **options: A
 
 
 def write_torchscript(graph: Graph, file: Path) -> None:
-    """A trace, which takes any batch and size, with its weights as constants."""
+    """Write a trace, which takes any batch and size, with its weights as constants."""
     with torch.no_grad():
         traced = torch.jit.freeze(torch.jit.trace(graph.model, graph.example))
     _save_script(traced, file, _extra_files={METADATA: json.dumps(graph.metadata)})
@@ -71,7 +71,7 @@ def _save_script(script: torch.jit.ScriptModule, file: Path, **options: Any) -> 
 
 
 def write_onnx(graph: Graph, file: Path) -> None:
-    """One file, with HardSwish as an operator, which runtimes have kernels for."""
+    """Write one ONNX file, with HardSwish as an operator, which runtimes have kernels for."""
     import onnx
 
     program = replace(graph, model=clipped_gates(graph.model)).program()
@@ -138,7 +138,7 @@ def _halve(model: Any) -> None:
 
 
 def write_openvino(graph: Graph, file: Path) -> None:
-    """Intermediate representation, an .xml and a .bin; by way of ONNX, which keeps what dynamic sizes need."""
+    """Write OpenVINO's .xml and .bin; by way of ONNX, which keeps what dynamic sizes need."""
     import openvino
 
     through = file.with_suffix(".onnx")
@@ -150,7 +150,7 @@ def write_openvino(graph: Graph, file: Path) -> None:
 
 
 def write_executorch(graph: Graph, file: Path) -> None:
-    """A program for ExecuTorch, all of it in XNNPACK."""
+    """Write a program for ExecuTorch, all of it in XNNPACK."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
@@ -160,7 +160,7 @@ def write_executorch(graph: Graph, file: Path) -> None:
 
 
 def write_tflite(graph: Graph, file: Path) -> None:
-    """LiteRT's file. Its input is (B, H, W, C), as tools for Android expect."""
+    """Write LiteRT's file, whose input is (B, H, W, C), as tools for Android expect."""
     convert_tflite(graph.model, graph.example, file)
     if graph.half:
         _halve_tflite(file)
@@ -194,7 +194,7 @@ def _halve_tflite(file: Path) -> None:
 
 
 def write_coreml(graph: Graph, file: Path) -> None:
-    """Core ML's package, which only a Mac or an iPhone runs."""
+    """Write Core ML's package, which only a Mac or an iPhone runs."""
     import coremltools
 
     precision = coremltools.precision.FLOAT16 if graph.half else coremltools.precision.FLOAT32  # the former by default
@@ -208,7 +208,7 @@ def write_coreml(graph: Graph, file: Path) -> None:
 
 
 def write_ncnn(graph: Graph, file: Path) -> None:
-    """ncnn's .param and .bin, by pnnx."""
+    """Write ncnn's .param and .bin, by pnnx."""
     import pnnx
 
     with tempfile.TemporaryDirectory(dir=file.parent) as work:

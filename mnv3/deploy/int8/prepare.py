@@ -149,7 +149,7 @@ def clip(model: nn.Module) -> None:
 
 
 def write_plain(model: nn.Module, batches: list[Tensor], file: Path) -> None:
-    """The float model as ONNX for any batch, for a tool to quantise."""
+    """Write the float model as ONNX for any batch, for a tool to quantise."""
     example = batches[0][:1]
     write_onnx(Graph(model=model, example=example, dynamic=("batch",), half=False, metadata={"stride": 1}), file)
 

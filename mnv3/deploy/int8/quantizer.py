@@ -178,6 +178,7 @@ def calibration_batches(
 
 
 def _agreement(model: nn.Module, exported: nn.Module, batches: list[Tensor]) -> float:
+    """On how many per cent of the pictures a model and an exported file give the same class."""
     parameter, same = next(model.parameters()), []
     for x in batches:
         with evaluating(model):
