@@ -30,17 +30,8 @@ class Format:
 
 
 FORMATS = {
-    "pt2": Format(
-        suffix=".pt2",
-        write=writers.write_pt2,
-        int8_writers=("torchao",),
-        dynamic=("batch", "size"),
-    ),
-    "torchscript": Format(
-        suffix=".torchscript",
-        write=writers.write_torchscript,
-        dynamic=("batch", "size"),
-    ),
+    "pt2": Format(suffix=".pt2", write=writers.write_pt2, int8_writers=("torchao",), dynamic=("batch", "size")),
+    "torchscript": Format(suffix=".torchscript", write=writers.write_torchscript, dynamic=("batch", "size")),
     "onnx": Format(
         suffix=".onnx",
         write=writers.write_onnx,

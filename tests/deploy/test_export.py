@@ -1,19 +1,14 @@
 """`mnv3 export`: a file gives the model's logits in its runtime and says what it is, or there is no file."""
 
-import configparser
 import copy
 import json
 import multiprocessing
-import os
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
-import types
 import zipfile
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import PIL
@@ -21,15 +16,13 @@ import pytest
 import timm
 import torch
 from conftest import ROOT, needs, with_distinct_logits
-from exports import ARCH, NAMES, exported, net, weights
+from exports import ARCH, NAMES, close, exported, net, photos, pixels, weights
 from PIL import Image
 from torch import nn
 
 import mnv3
 from mnv3.arch import VARIANTS
-from mnv3.cli.main import main
-from mnv3.deploy import FORMATS, export, exporter, int8, load, runtime
-from mnv3.errors import ExportError, WeightsError
+from mnv3.deploy import FORMATS, export, exporter, load
 from mnv3.files.checkpoint import digest
 from mnv3.pictures.data import Pictures
 from mnv3.pictures.evaluate import evaluate
@@ -44,38 +37,8 @@ def each(names, slow=SLOW):
     return [pytest.param(name, marks=pytest.mark.slow if name in slow else ()) for name in names]
 
 
-def pixels(count, height=32, width=32, channels=3):
-    return torch.randn(count, channels, height, width, generator=torch.Generator().manual_seed(1))
-
-
-def close(model, reference, x, atol=1e-4):
-    with torch.inference_mode():
-        torch.testing.assert_close(model(x), reference(x), rtol=0, atol=atol)
-
-
 def tiny(name="mnv3_small_cifar", **options):
     return with_distinct_logits(name, arch=ARCH, **options)
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """Five files, larger than the model takes."""
-    folder = tmp_path_factory.mktemp("pictures")
-    for i, x in enumerate(torch.rand(5, 6, 7, 3, generator=torch.Generator().manual_seed(2))):
-        Image.fromarray((x * 255).byte().numpy()).resize((50, 40), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
-    return folder
-
-
-@pytest.fixture
-def stub(monkeypatch):
-    """An exporter that takes no time: it gives a file that is there already, or does what a test wants."""
-    ready, _ = exported("torchscript")
-
-    def use(write):
-        monkeypatch.setitem(FORMATS, "torchscript", replace(FORMATS["torchscript"], write=write))
-
-    use(lambda graph, file: shutil.copy(ready, file))
-    return use
 
 
 # --- what is written
@@ -134,14 +97,14 @@ def test_versions_of_packages_with_another_name():
 
 
 @pytest.mark.parametrize("to", each(RUN))
-def test_bytes_to_probabilities(pictures, to):
+def test_bytes_to_probabilities(to):
     """Normalisation, softmax and float16 weights: the same predictions and metrics."""
     file, report = exported(to, whole=True)
     model, half = load(file), FORMATS[to].half
     assert model.metadata["input_type"] == ("float32" if to == "ncnn" else "uint8")
     assert half == (exported(to)[1].bytes - report.bytes > 0.35 * WEIGHTS)
-    predictions = mnv3.predict(model, pictures, topk=10, batch_size=2)
-    for ours, theirs in zip(predictions, mnv3.predict(net(), pictures, topk=10), strict=True):
+    predictions = mnv3.predict(model, photos(), topk=10, batch_size=2)
+    for ours, theirs in zip(predictions, mnv3.predict(net(), photos(), topk=10), strict=True):
         ours, theirs = ({entry["label"]: entry["prob"] for entry in p.topk} for p in (ours, theirs))
         assert ours == pytest.approx(theirs, abs=2e-2 if half else 1e-4)
         assert max(ours.values()) > 2 * min(ours.values())
@@ -285,328 +248,6 @@ def test_no_padding_by_name():
     for name in VARIANTS:
         model = mnv3.create_model(name, device="meta")
         assert not [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d) and isinstance(m.padding, str)]
-
-
-# --- what goes wrong
-
-
-@pytest.mark.parametrize(
-    "change",
-    [lambda y: y + 1e-3, lambda y: y * float("nan"), lambda y: y.flip(1), lambda y: y[:, :5], lambda y: 1 / 0],
-    ids=["shifted", "nan", "mixed up", "too few", "raises"],
-)
-def test_a_wrong_result_is_refused(stub, monkeypatch, tmp_path, change):
-    opener = runtime.OPENERS["torchscript"]
-
-    def changed(file, threads):
-        run, text = opener(file, threads)
-        return lambda x: change(run(x)), text
-
-    monkeypatch.setitem(runtime.OPENERS, "torchscript", changed)
-    with pytest.raises(ExportError, match=r"^.+$"):
-        export(net(), tmp_path / "a.torchscript", to="torchscript")
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (RuntimeError("first line\nsecond line"), ExportError),
-        (SyntaxError(), ExportError),
-        (KeyboardInterrupt(), KeyboardInterrupt),
-        (OSError(28, "No space left on device"), OSError),
-        (None, ExportError),
-    ],
-    ids=str,
-)
-def test_a_failing_exporter_leaves_nothing(stub, tmp_path, error, expected):
-    def write(graph, file):
-        file.write_bytes(b"half of it")
-        (file.parent / "more").mkdir()
-        if error:
-            raise error
-
-    stub(write)
-    file = tmp_path / "a.torchscript"
-    with pytest.raises(expected) as caught:
-        export(net(), file, to="torchscript")
-    assert not list(tmp_path.iterdir())
-    assert "\n" not in str(caught.value)
-    file.write_bytes(b"old")
-    with pytest.raises(expected):
-        export(net(), file, to="torchscript", exist_ok=True)
-    assert [path.name for path in tmp_path.iterdir()] == [file.name]
-    assert file.read_bytes() == b"old"
-
-
-def test_what_is_there(stub, tmp_path):
-    file = tmp_path / "sub" / "a.torchscript"
-    export(net(), file, to="torchscript")
-    file.write_bytes(b"old")
-    with pytest.raises(FileExistsError, match=r"a.torchscript exists: choose another name, or replace it"):
-        export(net(), file, to="torchscript")
-    assert file.read_bytes() == b"old"
-    export(net(), file, to="torchscript", exist_ok=True)
-    assert file.read_bytes() == exported("torchscript")[0].read_bytes()
-    assert [path.name for path in file.parent.iterdir()] == [file.name]
-    (tmp_path / "b.torchscript").mkdir()
-    for exist_ok in (False, True):
-        with pytest.raises(FileExistsError, match="b.torchscript"):
-            export(net(), tmp_path / "b.torchscript", to="torchscript", exist_ok=exist_ok)
-        (tmp_path / "c.bin").write_bytes(b"of c.xml")
-        with pytest.raises(FileExistsError, match="c.bin exists and belongs to another"):
-            export(net(), tmp_path / "c.param", to="ncnn", exist_ok=exist_ok)
-    with pytest.raises(OSError, match="a.torchscript"):
-        export(net(), file / "d.torchscript", to="torchscript")
-
-
-@pytest.mark.parametrize(
-    ("to", "module"), [(to, module) for to, entry in FORMATS.items() for module in entry.runtime + entry.writers]
-)
-def test_missing_packages(monkeypatch, tmp_path, to, module):
-    entry = FORMATS[to]
-    for other in entry.runtime + entry.writers:
-        monkeypatch.setitem(sys.modules, other, None if other == module else types.ModuleType(other))
-    file, extra = tmp_path / f"a{entry.suffix}", entry.extra
-    message = rf"^{to} needs {module} \(.*\): pip install 'mnv3\[{extra}\]'$"
-    with pytest.raises(ImportError, match=message):
-        export(net(), file, to=to)
-    assert not list(tmp_path.iterdir())
-    file.touch()
-    if to != "coreml":  # what only writes it is not asked for to run it
-        error, said = (ImportError, message) if module in entry.runtime else (WeightsError, None)
-        with pytest.raises(error, match=said):
-            load(file)
-    config = configparser.ConfigParser()
-    config.read(ROOT / "setup.cfg")
-    assert re.search(rf"^{module.replace('_', '-')}\b", config["options.extras_require"][extra], re.MULTILINE)
-
-
-@pytest.mark.parametrize(
-    ("to", "options", "message"),
-    [
-        ("onx", {}, "unknown format 'onx'. Did you mean 'onnx'"),
-        ("onnx", {}, "a file for onnx ends in .onnx"),
-        ("torchscript", {"dynamic": ["bach"]}, "dynamic: 'bach' is unknown. Did you mean 'batch'"),
-        (
-            "torchscript",
-            {"dynamic": "batch"},
-            r"dynamic='batch': expected a list of names, such as \['batch'\]. Allowed:",
-        ),
-        (
-            "torchscript",
-            {"dynamic": True},
-            r"dynamic=True: expected a list of names, such as \['batch'\]. Allowed: batch",
-        ),
-        ("torchscript", {"dynamic": [True]}, "dynamic: True is unknown. Allowed: batch, size"),
-        ("tflite", {"dynamic": ["batch"]}, "tflite has no dynamic batch: pt2, torchscript, onnx, openvino have"),
-        ("torchscript", {"half": True}, "torchscript has no float16 weights: onnx, openvino, tflite, ncnn, coreml"),
-        ("ncnn", {"batch": 2}, "ncnn takes one picture at a time, not 2"),
-        *(("torchscript", {"batch": value}, f"batch={value}: expected") for value in (0, 1.5)),
-        *(("torchscript", {"size": value}, f"size={value}: expected") for value in (0, -1, 1.5, 100_000)),
-        ("torchscript", {"size": 4096, "batch": 5}, "batch=5: expected a whole number from 1 to 4 pictures of 4096 px"),
-        ("torchscript", {"batch": 100_000}, "batch=100000: expected a whole number from 1 to 4096 pictures of 32 px"),
-        ("torchscript", {"pictures": "none.png"}, "none.png"),
-    ],
-)
-def test_wrong_arguments(tmp_path, to, options, message):
-    suffix = FORMATS[to].suffix if options else ".pt"
-    with pytest.raises(ValueError, match=message):
-        export(net(), tmp_path / f"a{suffix}", to=to, **options)
-    assert not list(tmp_path.iterdir())
-
-
-def test_wrong_models(tmp_path):
-    none = tiny()
-    none.reset_classifier(0)
-    for model, message in (
-        (none, r"no classifier \(num_classes=0\)"),
-        (nn.Linear(3, 3), "this Linear is none of mnv3.create_model"),
-        (load(exported("torchscript")[0]), "this Exported is none of mnv3.create_model"),
-        (timm.create_model("resnet10t"), "this ResNet is none of"),
-        (mnv3.MobileNetV3(), "this MobileNetV3 is none of"),
-        (mnv3.fuse(tiny()), "is it fused already"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            export(model, tmp_path / "a.torchscript", to="torchscript")
-    assert not list(tmp_path.iterdir())
-
-
-def test_pictures_to_check_by(stub, pictures, tmp_path):
-    file = tmp_path / "a.torchscript"
-    assert export(net(), file, to="torchscript", pictures=pictures).pictures == 5
-    many = [pictures / f"{i % 5}.png" for i in range(40)]
-    assert export(net(), file, to="torchscript", pictures=iter(many), exist_ok=True).pictures == 16
-    (tmp_path / "a.png").write_bytes(b"no picture")
-    for wrong, message in ((tmp_path / "a.png", "not a picture"), ([], "no pictures in")):
-        with pytest.raises(ValueError, match=message):
-            export(net(), file, to="torchscript", pictures=wrong, exist_ok=True)
-
-
-@pytest.mark.parametrize("damage", ["half", "empty", "foreign"])
-@pytest.mark.parametrize("to", each(RUN))
-def test_damaged_files(tmp_path, to, damage):
-    source, _ = exported(to)
-    parts = [path.name for path in source.parent.iterdir()]
-    for name in parts:
-        shutil.copytree(source.parent, tmp_path / name)
-        file, part = tmp_path / name / source.name, tmp_path / name / name
-        content = part.read_bytes()
-        part.write_bytes({"half": content[: len(content) // 2], "empty": b"", "foreign": b"\x89PNG\r\n" * 999}[damage])
-        with pytest.raises(WeightsError, match=rf"^{re.escape(str(file))}: .+$"):
-            load(file)
-        part.unlink()
-        with pytest.raises((ValueError, WeightsError), match=rf"{re.escape(name)}.* (no such file|missing)"):
-            load(file)
-
-
-def test_files_of_others(tmp_path):
-    for name in ("a.pt", "a.safetensors", "a"):
-        (tmp_path / name).touch()
-        with pytest.raises(ValueError, match=r"no exported file. .*Allowed: .pt2, .torchscript"):
-            load(tmp_path / name)
-    torch.jit.save(torch.jit.trace(net(), pixels(1)), tmp_path / "a.torchscript")
-    for text in (None, "[]", "{}", '{"format": "torchscript"}', "no JSON"):
-        if text:
-            extra = {"mnv3": text}
-            torch.jit.save(torch.jit.load(tmp_path / "a.torchscript"), tmp_path / "a.torchscript", _extra_files=extra)
-        with pytest.raises(WeightsError, match=r"^.*a.torchscript: no SHA-256 at its end: .* written by mnv3\?$"):
-            load(tmp_path / "a.torchscript")
-
-
-def test_onnx_of_others(tmp_path):
-    file, _ = exported("onnx")
-    import onnx
-
-    model = onnx.load(file)
-    del model.metadata_props[:]
-    onnx.save(model, tmp_path / "a.onnx")
-    with pytest.raises(WeightsError, match=r"a.onnx: no SHA-256 at its end: .* or not written by mnv3\?$"):
-        load(tmp_path / "a.onnx")
-
-
-# --- the command line
-
-
-@pytest.fixture
-def run(capfd, monkeypatch, tmp_path):
-    """Status, standard output, standard error of a command, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args):
-        capfd.readouterr()
-        try:
-            status = main([str(arg) for arg in args])
-        except SystemExit as error:
-            status = error.code
-        return status, *capfd.readouterr()
-
-    return run
-
-
-def test_command(run, tmp_path):
-    folder = weights()
-    command = ("export", folder, "--to", "torchscript", "--dynamic", "batch,size", "--softmax")
-    status, out, err = run(*command)
-    assert (status, err) == (0, "")
-    assert re.fullmatch(r"mnv3_small_cifar.torchscript: .* top-1 agrees on 100 %\n", out)
-    close(load("mnv3_small_cifar.torchscript"), lambda x: net()(x).log_softmax(1), pixels(2, 33, 47))
-    status, out, err = run(*command)
-    assert (status, out) == (1, "")
-    assert err == f"mnv3: mnv3_small_cifar.torchscript exists: {err.split(': ', 2)[2]}"
-    assert err.count("\n") == 1
-    assert run(*command, "--force", "--size", 40, "--batch", 3, "--normalize")[0] == 0
-    meta = load("mnv3_small_cifar.torchscript").metadata
-    assert (meta["input_size"], meta["batch"], meta["normalize"]) == ([3, 40, 40], 3, True)
-    weights_file = ROOT / "weights" / "mnv3_small_cifar.cifar10" / "model.safetensors"
-    status, _, err = run("export", weights_file, "--arch", "mnv3_small_cifar", "--to", "torchscript")
-    assert (status, "torchscript exists" in err) == (1, True)
-    assert [path.name for path in tmp_path.iterdir()] == ["mnv3_small_cifar.torchscript"]
-
-
-@pytest.mark.parametrize(("command", "formats"), [("export", FORMATS), ("quantize", int8.WRITERS)])
-def test_help_names_the_formats(run, command, formats):
-    *most, last = formats
-    assert f"--to FORMAT {', '.join(most)} or {last} " in " ".join(run(command, "--help")[1].split())
-
-
-def test_command_faults(run, tmp_path):
-    folder, (file, _) = weights(), exported("torchscript")
-    for args, message in (
-        ((folder, "--to", "onx"), "unknown format 'onx'. Did you mean 'onnx'"),
-        ((folder, "--to", "torchscript", "-o", "a.pt"), "a.pt: a file for torchscript ends in .torchscript"),
-        ((folder, "--to", "torchscript", "--dynamic", "batch,sice"), "'sice' is unknown. Did you mean 'size'"),
-        ((folder, "--to", "torchscript", "--half"), "torchscript has no float16 weights"),
-        ((file, "--to", "torchscript"), "this Exported is none of mnv3.create_model"),
-        (("mnv3_smal", "--to", "torchscript"), "Did you mean 'mnv3_small"),
-        ((folder, "--to", "torchscript", "--pictures", "none"), "none"),
-    ):
-        status, out, err = run("export", *args)
-        assert (status, out) == (1, "")
-        assert err.startswith("mnv3: ")
-        assert message in err
-        assert err.count("\n") == 1
-    assert run("export", folder)[0] == 2
-    assert run("export", folder, "--to", "torchscript", "--size", 0)[0] == 2
-    assert not list(tmp_path.iterdir())
-
-
-def test_predict_and_eval_commands(run, pictures, tmp_path):
-    folder, (file, _) = weights(), exported("onnx")
-    options = ("predict", *sorted(pictures.iterdir()), "--json", "--topk", 10)
-    status, out, err = run(*options, "--checkpoint", file)
-    assert (status, err) == (0, "")
-    for ours, theirs in zip(out.splitlines(), run(*options, "--checkpoint", folder)[1].splitlines(), strict=True):
-        ours, theirs = ({e["label"]: e["prob"] for e in json.loads(line)["topk"]} for line in (ours, theirs))
-        assert ours == pytest.approx(theirs, abs=1e-4)
-    for option in (("--model", "mnv3_small_cifar"), ("--device", "cuda")):
-        status, out, err = run("predict", pictures / "0.png", "--checkpoint", file, *option)
-        assert (status, out) == (1, "")
-        assert err == f"mnv3: {file}: an exported file says which model it is, and runs on the CPU\n"
-    (tmp_path / "bad.onnx").write_bytes(file.read_bytes()[:99999])
-    status, out, err = run("predict", pictures / "0.png", "--checkpoint", "bad.onnx")
-    assert (status, out, err.count("\n")) == (1, "", 1)
-    assert err.startswith("mnv3: bad.onnx: no SHA-256 at its end: cut off")
-    for i, name in enumerate(NAMES):
-        (tmp_path / "data" / "test" / name).mkdir(parents=True)
-        shutil.copy(pictures / f"{i % 5}.png", tmp_path / "data" / "test" / name)
-    command = ("eval", "--data", "data", "--json")
-    first, second = run(*command, "0.json", file), run(*command, "1.json", folder)
-    assert first[1] == second[1]
-    ours, theirs = (json.loads((tmp_path / name).read_text()) for name in ("0.json", "1.json"))
-    assert ours.pop("loss") == pytest.approx(theirs.pop("loss"), abs=1e-4)
-    assert ours == theirs
-
-
-@pytest.mark.slow
-def test_without_a_home():
-    """As in a container under a number that no user has, if the tests may take one."""
-    code = """
-import sys, mnv3
-from mnv3.deploy import export, load
-export(mnv3.load_checkpoint(sys.argv[1]), "a.onnx", to="onnx")
-print(load("a.onnx").metadata["format"])
-"""
-    needs("onnx")
-    env = {k: v for k, v in os.environ.items() if k not in ("HOME", "USER", "LOGNAME", "HF_HOME", "TORCH_HOME")}
-    env |= {"PYTHONPATH": str(ROOT)}
-    with tempfile.TemporaryDirectory() as folder:
-        shutil.copytree(weights(), f"{folder}/net")
-        for path in (folder, *Path(folder).rglob("*")):
-            Path(path).chmod(0o777)
-        options = {"cwd": folder, "env": env, "capture_output": True, "text": True}
-        command = [sys.executable, "-c", code, "net"]
-        stranger = {}
-        if os.geteuid() == 0:
-            stranger = {"user": 54321, "group": 54321}
-            try:
-                readable = subprocess.run([sys.executable, "-c", "import torch, mnv3"], **options, **stranger)
-                stranger = stranger if readable.returncode == 0 else {}
-            except OSError:  # root's Python is behind a closed door
-                stranger = {}
-        result = subprocess.run(command, **options, **stranger, timeout=120)
-        assert (result.returncode, result.stdout) == (0, "onnx\n"), result.stderr
-        assert sorted(path.name for path in Path(folder).iterdir()) == ["a.onnx", "net"]
 
 
 # --- real weights

@@ -6,6 +6,7 @@ Who changes a network or a file works on a copy.
 import copy
 import functools
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ import mnv3
 from mnv3.deploy import FORMATS, QuantizeReport, Report, export, quantize
 from mnv3.deploy.int8 import prepare
 
+Logits = Callable[[torch.Tensor], torch.Tensor]
 NAMES = [f"kind {i}" for i in range(10)]
 # every kind of block: with and without expansion, squeeze-and-excite and residual, of both activations
 ARCH = mnv3.Arch(
@@ -66,6 +68,26 @@ def exported(to: str, *, whole: bool = False) -> tuple[Path, Report]:
         options = {"normalize": True, "softmax": True, "half": entry.half}
     file = folder(to) / f"net{entry.suffix}"
     return file, export(net(), file, to=to, **options)
+
+
+def pixels(count: int, height: int = 32, width: int = 32, channels: int = 3) -> torch.Tensor:
+    """A batch of so many pictures, always the same."""
+    return torch.randn(count, channels, height, width, generator=torch.Generator().manual_seed(1))
+
+
+def close(model: Logits, reference: Logits, x: torch.Tensor, atol: float = 1e-4) -> None:
+    """Both give the same logits."""
+    with torch.inference_mode():
+        torch.testing.assert_close(model(x), reference(x), rtol=0, atol=atol)
+
+
+@functools.cache
+def photos() -> Path:
+    """Five files, larger than the network takes."""
+    root = folder("photos")
+    for i, x in enumerate(torch.rand(5, 6, 7, 3, generator=torch.Generator().manual_seed(2))):
+        Image.fromarray((x * 255).byte().numpy()).resize((50, 40), Image.Resampling.BICUBIC).save(root / f"{i}.png")
+    return root
 
 
 FLOATS = ("blocks.1.depthwise.conv", "blocks.0.se.excite")  # layers that stay in float in the files of `quantized`
