@@ -65,6 +65,16 @@ def test_the_command_says_it_in_one_line(tmp_path, limit, capsys):
     assert not list(file.parent.iterdir())
 
 
+def test_a_writer_that_does_not_say_why(tmp_path, limit):
+    """As OpenVINO's, which removes what it wrote: there is no room for so much."""
+    limit(100_000)
+    file = tmp_path / "net.xml"
+    for room, error, said in ((1_000_000, OSError, line(file)), (1000, RuntimeError, "cannot save")):
+        with pytest.raises(error, match=said), writing.new_export(file, room=room):
+            raise RuntimeError("cannot save")
+    assert not list(tmp_path.iterdir())
+
+
 def test_other_failures_stay_what_they_are(tmp_path):
     def fail(error):
         with writing.new_export(tmp_path / "net.onnx", room=1000) as draft:
