@@ -130,7 +130,7 @@ def _make_draft(path: Path) -> tuple[Path, int | None]:
             return draft, locks.acquire(draft)
         except (BlockingIOError, FileNotFoundError):  # another process took it for a dead one's before it was locked
             continue
-        except OSError:
+        except locks.NoLocksError:
             return draft, None
 
 

@@ -11,6 +11,10 @@ except ImportError:  # Windows: there are none
 _held: set[int] = set()  # descriptors
 
 
+class NoLocksError(OSError):
+    """This file system has no locks."""
+
+
 def _close_in_child() -> None:
     """A child that outlives a killed process for some seconds must not keep its locks."""
     for descriptor in _held:
@@ -35,7 +39,8 @@ def acquire(path: Path, *, create: bool = False) -> int | None:
     Raises:
         BlockingIOError: Another process, or another call in this one, has it.
         FileNotFoundError: It is not there, or was removed just now.
-        OSError: This file system has no locks.
+        NoLocksError: The file system cannot.
+        OSError: It cannot be opened.
     """
     if fcntl is None:
         return None
@@ -44,9 +49,11 @@ def acquire(path: Path, *, create: bool = False) -> int | None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not os.path.samestat(os.fstat(descriptor), path.stat()):
             raise FileNotFoundError(path)  # another one has its name now
-    except OSError:
+    except OSError as error:
         os.close(descriptor)
-        raise
+        if isinstance(error, (BlockingIOError, FileNotFoundError)):
+            raise
+        raise NoLocksError(error.errno, error.strerror) from None
     _held.add(descriptor)
     return descriptor
 

@@ -53,7 +53,7 @@ def _acquire(file: Path) -> int | None:
             raise FileExistsError(
                 f"{file.parent} is in use by {owner}: wait until it ends, or choose another folder (--out)"
             ) from None
-        except OSError as error:
+        except locks.NoLocksError as error:
             file.unlink(missing_ok=True)
             logger.warning("%s cannot be locked (%s): start no second training in it", file.parent, error.strerror)
             return None

@@ -1,5 +1,6 @@
 """Files and folders appear whole or not at all, whenever a process is killed; and drafts of the dead go."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -199,6 +200,19 @@ def test_a_folder_is_not_replaced_by_a_file(tmp_path):
         atomic.write_atomically(tmp_path / "out", b"file")
     assert caught.value.filename == str(tmp_path / "out"), "not the draft's"
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine"]
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    """Then no one can tell the drafts of the dead, and they stay."""
+
+    def refused(descriptor, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    killed_in(write_and_die, tmp_path / "out", "dead")
+    monkeypatch.setattr(locks.fcntl, "flock", refused)
+    write(tmp_path / "out", "whole")
+    assert texts(tmp_path / "out") == dict.fromkeys(NAMES, "whole")
+    assert len(drafts(tmp_path)) == 1
 
 
 def test_an_error_leaves_nothing(tmp_path):
