@@ -17,7 +17,7 @@ from mnv3.bench import machine
 from mnv3.convert import reading
 from mnv3.convert.foreign import Foreign
 from mnv3.convert.tflite.calibrate import calibrated
-from mnv3.deploy.runtime import quiet
+from mnv3.deploy.packages import quiet
 from mnv3.model import MobileNetV3
 
 

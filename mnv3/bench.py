@@ -1,49 +1,44 @@
 """Latency of models in runtimes, side by side: `mnv3 bench`.
 
-Every cell of a table (a model in a runtime, with a number of threads and a batch) has a process of its own, as two
-runtimes in one disturb each other's threads. They take turns, one running while the others wait for their word, so that
-a change of the machine's speed meets all of them.
+Every cell of a table (a model in a runtime, with a number of threads and a batch) has a process of its own; see
+`deploy.processes`.
 """
 
 import copy
+import functools
 import json
-import multiprocessing
 import os
 import platform
-import resource
 import statistics
-import sys
 import tempfile
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from . import loading
 from .deploy import runtime
-from .deploy.drafts import failed
 from .deploy.exporter import check_size, deployable, describe
 from .deploy.fastest import CANDIDATES, optimize
-from .deploy.formats import FORMATS, Graph
-from .deploy.runtime import quiet
-from .deploy.seal import unchecked
-from .deploy.timing import repeat
-from .errors import ExportError, names
+from .deploy.formats import FORMATS
+from .deploy.packages import quiet, require
+from .deploy.processes import Job, Run, measure
+from .deploy.seal import read_unchecked
+from .deploy.writers import Graph
+from .deploy.writing import exporter_errors
+from .errors import names
 from .text import markdown_table
 
 IN_TORCH = ("eager", "fused", "onednn", "compile", "optimize")
 OURS_ONLY = ("fused", "onednn", "optimize")  # of the runtimes
 RUNTIMES = (*IN_TORCH, *(name for name in FORMATS if name != "coreml"))
-TURN = 0.3  # seconds at a time
 
 
 @dataclass(frozen=True)
 class Case:
-    """One cell."""
+    """What to measure: one cell of the table."""
 
     model: str
     runtime: str
@@ -55,7 +50,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Cell:
-    """What was measured of it."""
+    """What was measured of a case."""
 
     model: str
     runtime: str
@@ -104,7 +99,7 @@ def bench(
     for name in names("runtimes", runtimes, RUNTIMES):
         if name in FORMATS:
             with quiet():
-                runtime.require(name, write=True)
+                require(name, write=True)
     cells, macs = [], {name: count_macs(name, size) for name in models}
     with tempfile.TemporaryDirectory() as folder:
         for batch in batches:
@@ -123,7 +118,7 @@ def _cases(model: str, runtimes: Sequence[str], batch: int, size: int, folder: P
         if "batch" not in meta["dynamic"] and meta["batch"] != batch:
             raise ValueError(f"{model} takes {meta['batch']} pictures at a time, not {batch}")
         return [Case(model, runtime.format_of(Path(model)), 1, batch, size, model)]
-    found = []
+    cases = []
     for name in runtimes:
         if (name in OURS_ONLY and not _is_ours(model)) or (batch > 1 and name in FORMATS and not FORMATS[name].batches):
             continue
@@ -131,8 +126,8 @@ def _cases(model: str, runtimes: Sequence[str], batch: int, size: int, folder: P
         if name in FORMATS:
             file = folder / f"{len(list(folder.iterdir()))}-{batch}{FORMATS[name].suffix}"
             _write(model, name, batch, size, file)
-        found.append(Case(model, name, 1, batch, size, file and str(file)))
-    return found
+        cases.append(Case(model, name, 1, batch, size, file and str(file)))
+    return cases
 
 
 def _is_ours(name: str) -> bool:
@@ -146,10 +141,10 @@ def build(name: str) -> nn.Module:
         ValueError: There is none of this name.
     """
     model = loading.resolve(name, pretrained=False).eval()
-    return model if _is_ours(name) else _alive(model)
+    return model if _is_ours(name) else _without_zero_branches(model)
 
 
-def _alive(model: nn.Module) -> nn.Module:
+def _without_zero_branches(model: nn.Module) -> nn.Module:
     """Ones in norms that start at zero: the branches that they end give nothing, and some runtimes leave them out."""
     for name, parameter in model.named_parameters():
         if parameter.dim() == 1 and name.endswith("weight") and not parameter.any():
@@ -162,9 +157,14 @@ def _write(name: str, to: str, batch: int, size: int, file: Path) -> None:
     model = build(name)
     ours = _is_ours(name)
     metadata = describe(model, to=to, size=size, batch=batch) if ours else {"format": to, "stride": 32}
-    example = torch.zeros(batch, 3, size, size)
-    graph = Graph(deployable(model) if ours else copy.deepcopy(model), example, (), False, metadata)
-    with quiet(), failed(f"{name} to {to}"):
+    graph = Graph(
+        model=deployable(model) if ours else copy.deepcopy(model),
+        example=torch.zeros(batch, 3, size, size),
+        dynamic=(),
+        half=False,
+        metadata=metadata,
+    )
+    with quiet(), exporter_errors(f"{name} to {to}"):
         FORMATS[to].write(graph, file)
 
 
@@ -179,115 +179,58 @@ def count_macs(name: str, size: int) -> int | None:
     return counter.get_total_flops() // 2
 
 
-def _measure(cases: Sequence[Case], seconds: float, macs: dict[str, int | None]) -> list[Cell]:
-    """Start the processes of one table, let them take turns, and sum up."""
-    context = multiprocessing.get_context("spawn")
-    before = os.environ.get("OMP_NUM_THREADS")
-    workers, ready = [], []
-    try:
-        for case in cases:  # one after the other: how long each takes to load is measured, and `optimize` measures then
-            os.environ["OMP_NUM_THREADS"] = str(case.threads)  # some runtimes read nothing else
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs, case), daemon=True)
-            process.start()
-            theirs.close()
-            workers.append((process, ours))
-            ready.append(_answer(case, ours))
-        times: list[list[float]] = [[] for _ in cases]
-        for _ in range(max(1, round(seconds / TURN))):
-            for case, (_, pipe), found in zip(cases, workers, times, strict=True):
-                pipe.send(TURN)
-                found += _answer(case, pipe)
-        for case, (_, pipe), state in zip(cases, workers, ready, strict=True):
-            pipe.send(None)
-            state["memory_mb"] = _answer(case, pipe)
-    finally:
-        for process, _ in workers:
-            process.kill()
-            process.join()
-        os.environ.pop("OMP_NUM_THREADS")
-        if before is not None:
-            os.environ["OMP_NUM_THREADS"] = before
+def _measure(cases: Sequence[Case], seconds: float, macs: Mapping[str, int | None]) -> list[Cell]:
+    """Measure the cases of one table, and sum up."""
+    jobs = [Job(f"{case.model} in {case.runtime}", case.threads, functools.partial(_prepare, case)) for case in cases]
     first: dict[str, float] = {}
     cells = []
-    for case, state, found in zip(cases, ready, times, strict=True):
-        q1, median, q3 = statistics.quantiles(found) if len(found) > 1 else found * 3
+    for case, measured in zip(cases, measure(jobs, seconds), strict=True):
+        times = measured.milliseconds
+        q1, median, q3 = statistics.quantiles(times) if len(times) > 1 else times * 3
         cells.append(
             Cell(
-                **{key: value for key, value in asdict(case).items() if key != "file"},
+                model=case.model,
+                runtime=case.runtime,
+                threads=case.threads,
+                batch=case.batch,
+                size=case.size,
                 ms=median,
                 q1=q1,
                 q3=q3,
                 ratio=median / first.setdefault(case.model, median),
                 images_per_s=1e3 * case.batch / median,
+                load_s=measured.load_s,
+                memory_mb=measured.memory_mb,
                 file_mb=_megabytes(Path(case.file)) if case.file else None,
                 macs=macs[case.model],
-                **state,
+                choice=measured.choice,
             )
         )
     return cells
 
 
-def _answer(case: Case, pipe: Any) -> Any:
-    try:
-        answer = pipe.recv()
-    except EOFError:
-        raise ExportError(f"{case.model} in {case.runtime}: its process died") from None
-    if isinstance(answer, str):
-        raise ExportError(f"{case.model} in {case.runtime}: {answer}")
-    return answer
-
-
 def _megabytes(file: Path) -> float:
-    """With its .bin, where it has one."""
+    """Size of a file, with its .bin where it has one."""
     return sum(path.stat().st_size for path in (file, file.with_suffix(".bin")) if path.exists()) / 1e6
 
 
-def _work(pipe: Any, case: Case) -> None:
-    """One cell's process: load, say so, then run for as long as each message says."""
-    try:
-        with quiet():
-            torch.set_num_threads(case.threads)
-            x = torch.randn(case.batch, 3, case.size, case.size, generator=torch.Generator().manual_seed(0))
-            model = build(case.model) if case.file is None else None
-            before = _memory_mb(reset=True)
-            start = time.perf_counter()
-            run, choice = _runner(case, model, x)
-            with torch.inference_mode():
-                run(x)
-            state = {"load_s": time.perf_counter() - start, "choice": choice}
-            repeat(run, x, seconds=TURN)
-        pipe.send(state)
-        while seconds := pipe.recv():
-            pipe.send(repeat(run, x, seconds=seconds))
-        pipe.send(_memory_mb() - before)
-    except Exception as error:  # goes on as the parent's
-        pipe.send(f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}")
+def _prepare(case: Case) -> tuple[Callable[[], Run], torch.Tensor]:
+    """In a process of its own: what loads a case, and a batch for it."""
+    x = torch.randn(case.batch, 3, case.size, case.size, generator=torch.Generator().manual_seed(0))
+    model = build(case.model) if case.file is None else None
+    return functools.partial(_load, case, model, x), x
 
 
-def _runner(case: Case, model: nn.Module | None, x: torch.Tensor) -> tuple[Any, str | None]:
+def _load(case: Case, model: nn.Module | None, x: torch.Tensor) -> Run:
     if case.file == case.model:
-        return runtime.load(case.file, threads=case.threads).run, None
+        return runtime.load(case.file, threads=case.threads).run
     if case.file:
-        return runtime.OPENERS[case.runtime](unchecked(Path(case.file)), case.threads)[0], None
+        return runtime.OPENERS[case.runtime](read_unchecked(Path(case.file)), case.threads)[0]
     if case.runtime == "optimize":
-        fast = optimize(model, batch=case.batch, size=case.size)
-        return fast, fast.choice.candidate
+        return optimize(model, batch=case.batch, size=case.size)
     if case.runtime == "compile":
-        return torch.compile(model, dynamic=False), None
-    return CANDIDATES[case.runtime](model, x), None
-
-
-def _memory_mb(*, reset: bool = False) -> float:
-    """This process's peak of resident memory since the last reset, which only Linux can do."""
-    try:
-        if reset:
-            Path("/proc/self/clear_refs").write_text("5")
-        status = Path("/proc/self/status").read_text()
-        return int(status.partition("VmHWM:")[2].split()[0]) / 1e3
-    except OSError:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / (1e6 if sys.platform == "darwin" else 1e3)
+        return torch.compile(model, dynamic=False)
+    return CANDIDATES[case.runtime](model, x)
 
 
 def machine() -> str:

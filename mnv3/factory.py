@@ -100,7 +100,7 @@ def load_checkpoint(
 
 
 @contextmanager
-def _naming(location: str | os.PathLike) -> Iterator[None]:
+def _naming(location: str | os.PathLike[str]) -> Iterator[None]:
     """Let errors of weights say whose they are."""
     try:
         yield
@@ -142,7 +142,9 @@ class SavedModel(NamedTuple):
             return create_model(self.name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
 
 
-def read_saved_model(path: str | os.PathLike, *, model: str | None = None, use_ema: bool | None = None) -> SavedModel:
+def read_saved_model(
+    path: str | os.PathLike[str], *, model: str | None = None, use_ema: bool | None = None
+) -> SavedModel:
     """Read what `load_checkpoint` makes a model of; arguments and errors are the same."""
     path = Path(path)
     arch, tag = split_name(model) if model else (None, None)
@@ -175,7 +177,7 @@ def check_architecture(folder: str | os.PathLike[str], expected: str | None = No
     return arch
 
 
-def _arch_of(config: dict[str, Any], location: str | os.PathLike) -> str:
+def _arch_of(config: dict[str, Any], location: str | os.PathLike[str]) -> str:
     name = config["architecture"]
     arch = arch_named(name)
     if arch is None:

@@ -22,11 +22,11 @@ logger = logging.getLogger(__name__)
 
 STORED = ("weights", "exported", "repository")  # the kinds of what has weights of its own
 LIBRARIES = ("timm", "torchvision")
-Pictures = str | os.PathLike | Sequence[str | os.PathLike]  # files and folders
+Pictures = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]  # files and folders
 
 
 def load(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     *,
     arch: str | None = None,
     se_order: str | None = None,

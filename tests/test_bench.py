@@ -1,38 +1,34 @@
 """mnv3 bench: real measurements of small models, and what it refuses."""
 
+import inspect
 import json
 
 import pytest
 import torch
 from conftest import needs
+from exports import ARCH, exported, weights
 
 import mnv3
 from mnv3 import bench
-from mnv3.arch import VARIANTS, count_macs
-from mnv3.cli import main
+from mnv3.arch import count_macs
+from mnv3.cli.main import main
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory):
+def cells():
+    """A model of ours in two runtimes, and one of timm."""
     needs("onnx")
-    file = tmp_path_factory.mktemp("exported") / "net.onnx"
-    mnv3.deploy.export(mnv3.create_model("mnv3_small_cifar"), file, to="onnx")
-    return file
+    return bench.bench([str(weights()), "timm/test_resnet"], runtimes=["fused", "onnx"], size=32, seconds=0.1)
 
 
-def test_cells(exported):
+def test_cells(cells):
     """Everything is of a size that the model can have, and ratios are to the row's first runtime."""
-    models = ["mnv3_small_cifar", "timm/mobilenetv3_small_050", str(exported)]
-    cells = bench.bench(models, runtimes=["eager", "fused", "onnx"], size=32, seconds=0.3)
+    ours = str(weights())
     assert [(c.model, c.runtime) for c in cells] == [
-        ("mnv3_small_cifar", "eager"),
-        ("mnv3_small_cifar", "fused"),
-        ("mnv3_small_cifar", "onnx"),
-        ("timm/mobilenetv3_small_050", "eager"),
-        ("timm/mobilenetv3_small_050", "onnx"),
-        (str(exported), "onnx"),
+        (ours, "fused"),
+        (ours, "onnx"),
+        ("timm/test_resnet", "onnx"),
     ]
-    by_key = {(c.model, c.runtime): c for c in cells}
     for cell in cells:
         first = next(c for c in cells if c.model == cell.model)
         assert 0 < cell.q1 <= cell.ms <= cell.q3
@@ -41,33 +37,55 @@ def test_cells(exported):
         assert cell.load_s > 0
         assert cell.memory_mb > 0
         assert (cell.file_mb is None) == (cell.runtime != "onnx")
-    assert by_key["mnv3_small_cifar", "onnx"].file_mb == pytest.approx(6.1, abs=0.3)
-    macs = count_macs(VARIANTS["mnv3_small_cifar"].arch, size=32, num_classes=10)
-    assert by_key["mnv3_small_cifar", "eager"].macs == macs
-    assert by_key[str(exported), "onnx"].macs is None
+    assert cells[1].file_mb == pytest.approx(0.36, abs=0.03)
+    macs = count_macs(ARCH, size=32, num_classes=10)
+    assert cells[0].macs == cells[1].macs == macs
     text = bench.markdown(cells)
-    assert "| model | MACs / M | eager | fused | onnx |" in text
-    assert f"| mnv3_small_cifar | {macs / 1e6:.1f} | {cells[0].ms:.2f} (1.00) |" in text
+    assert "| model | MACs / M | fused | onnx |" in text
+    assert f"| {ours} | {macs / 1e6:.1f} | {cells[0].ms:.2f} (1.00) |" in text
+    assert "| timm/test_resnet | " in text
     assert "torch " + torch.__version__ in text
     assert json.loads(bench.as_json(cells))["cells"][0]["ms"] == cells[0].ms
 
 
 @pytest.mark.slow
-def test_every_runtime_with_threads_and_batches():
-    for to in mnv3.deploy.FORMATS.keys() & set(bench.RUNTIMES):
+def test_every_other_runtime():
+    runtimes = [name for name in bench.RUNTIMES if name not in ("fused", "onnx")]
+    for to in mnv3.deploy.FORMATS.keys() & set(runtimes):
         needs(to)
-    found = bench.bench(["mnv3_small_cifar"], runtimes=bench.RUNTIMES, batches=[1, 3], size=32, seconds=0.1)
-    assert [c.runtime for c in found if c.batch == 1] == list(bench.RUNTIMES)
-    assert [c.runtime for c in found if c.batch == 3] == [name for name in bench.RUNTIMES if name != "ncnn"]
-    assert all(c.choice for c in found if c.runtime == "optimize")
+    file = str(exported("pt2")[0])
+    cells = bench.bench([str(weights()), file], runtimes=runtimes, size=32, seconds=0.1)
+    assert [cell.runtime for cell in cells] == [*runtimes, "pt2"]
+    assert (cells[-1].model, cells[-1].macs, cells[-1].ratio) == (file, None, 1)
+    assert [cell.runtime for cell in cells if cell.choice] == ["optimize"]
 
 
-def test_command(tmp_path, capsys):
+def test_what_a_model_cannot_do_is_left_out(tmp_path):
+    def runtimes(model, batch):
+        return [case.runtime for case in bench._cases(model, ["fused", "eager", "ncnn"], batch, 32, tmp_path)]
+
+    assert runtimes("mnv3_small_cifar", 3) == ["fused", "eager"]
+    assert runtimes("timm/test_resnet", 3) == ["eager"]
+
+
+def test_command(cells, tmp_path, capsys, monkeypatch):
+    def measured(*args, **kwargs):
+        given.update(signature.bind(*args, **kwargs).arguments)
+        return cells
+
+    given, signature = {}, inspect.signature(bench.bench)
+    monkeypatch.setattr(bench, "bench", measured)
     files = {name: tmp_path / f"bench.{name}" for name in ("json", "markdown", "png")}
     options = [arg for name, file in files.items() for arg in (f"--{name}", str(file))]
-    assert (
-        main.main(["bench", "mnv3_small_cifar", "--runtimes", "fused", "--size", "32", "--seconds", "1", *options]) == 0
-    )
+    assert main(["bench", "mnv3_small", "--runtimes", "fused,onnx", "--threads", "1,2", "--size", "32", *options]) == 0
+    assert given == {
+        "models": ["mnv3_small"],
+        "runtimes": ["fused", "onnx"],
+        "threads": [1, 2],
+        "batches": [1],
+        "size": 32,
+        "seconds": 3,
+    }
     assert capsys.readouterr().out == files["markdown"].read_text()
     assert json.loads(files["json"].read_text())["machine"] in files["markdown"].read_text()
     assert files["png"].read_bytes().startswith(b"\x89PNG")
@@ -87,20 +105,21 @@ def test_command(tmp_path, capsys):
     ],
 )
 def test_refused(args, message, capsys):
-    assert main.main(["bench", *args]) == 1
+    assert main(["bench", *args]) == 1
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
 
 
-def test_a_file_of_another_batch_or_size(exported):
+def test_a_file_of_another_batch_or_size():
+    file, _ = exported("onnx", whole=True)
     with pytest.raises(ValueError, match="takes 1 pictures at a time, not 2"):
-        bench.bench([str(exported)], batches=[2], size=32)
+        bench.bench([str(file)], batches=[2], size=32)
     with pytest.raises(ValueError, match="takes pictures of 32 px: give --size"):
-        bench.bench([str(exported)])
+        bench.bench([str(file)])
 
 
-def test_a_process_that_fails_is_reported(monkeypatch):
+def test_a_process_that_fails_is_reported():
     case = bench.Case("mnv3_small_cifar", "onnx", 1, 1, 32, "/nowhere/net.onnx")
     with pytest.raises(mnv3.errors.ExportError, match="mnv3_small_cifar in onnx: "):
         bench._measure([case], 0.1, {"mnv3_small_cifar": None})

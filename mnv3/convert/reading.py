@@ -12,7 +12,7 @@ NAMES = {".tflite": "a TFLite file", ".h5": "an HDF5 file of Keras", ".keras": "
 READERS = {"tflite": ".tflite.network", "keras": ".keras", "slim": ".slim"}
 
 
-def read(path: str | os.PathLike, *, use_ema: bool | None = None) -> Foreign | None:
+def read(path: str | os.PathLike[str], *, use_ema: bool | None = None) -> Foreign | None:
     """The model in a TFLite, Keras or TF-Slim file, or None if a file is none of these. Content decides, not the name.
 
     Args:

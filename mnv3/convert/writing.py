@@ -149,7 +149,7 @@ def export_state_dict(model: nn.Module, to: str) -> dict[str, Tensor]:
     return exported
 
 
-def write(model: nn.Module, to: str, path: str | os.PathLike, *, exist_ok: bool = False) -> Target:
+def write(model: nn.Module, to: str, path: str | os.PathLike[str], *, exist_ok: bool = False) -> Target:
     """`export_state_dict` as a safetensors file, which appears whole or not at all; its metadata says what loads it.
 
     Args:

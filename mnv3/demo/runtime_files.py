@@ -74,7 +74,7 @@ def page_file(url: str, content: bytes) -> PageFile:
     return PageFile(url, f"sha384-{digest}", len(content))
 
 
-def dist_folder(folder: str | os.PathLike, devices: list[str]) -> Path:
+def dist_folder(folder: str | os.PathLike[str], devices: list[str]) -> Path:
     """The folder with the runtime's files, where the npm package itself may be given, too.
 
     Args:

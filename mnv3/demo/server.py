@@ -31,7 +31,7 @@ class _Handler(SimpleHTTPRequestHandler):
         """Requests are nothing that a user waits to read."""
 
 
-def server(folder: str | os.PathLike, port: int = 0) -> ThreadingHTTPServer:
+def server(folder: str | os.PathLike[str], port: int = 0) -> ThreadingHTTPServer:
     """A server of a folder on 127.0.0.1, to be closed.
 
     Args:

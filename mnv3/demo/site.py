@@ -27,10 +27,10 @@ FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")  # of 
 
 
 def write(
-    model: nn.Module | str | os.PathLike,
-    folder: str | os.PathLike,
+    model: nn.Module | str | os.PathLike[str],
+    folder: str | os.PathLike[str],
     *,
-    runtime: str | os.PathLike | None = None,
+    runtime: str | os.PathLike[str] | None = None,
     webgpu: bool = False,
     half: bool = False,
     exist_ok: bool = False,
@@ -90,7 +90,7 @@ def _check_new(folder: Path, *, exist_ok: bool) -> None:
         raise FileExistsError(f"{folder} exists: choose another folder, or replace it (exist_ok=True, --force)")
 
 
-def _write_network(model: nn.Module | str | os.PathLike, file: Path, *, half: bool) -> dict[str, Any]:
+def _write_network(model: nn.Module | str | os.PathLike[str], file: Path, *, half: bool) -> dict[str, Any]:
     """Write the ONNX file; returns what it says of itself."""
     if isinstance(model, nn.Module):
         if isinstance(model, runtimes.Exported):

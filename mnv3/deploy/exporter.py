@@ -19,12 +19,12 @@ from ..folding import fuse
 from ..layers import check_own_weights, full_state_dict
 from ..model import MobileNetV3
 from ..version import __version__
-from . import runtime
-from .drafts import draft, failed, size_of
-from .formats import FORMATS, Format, Graph
+from .formats import FORMATS, Format
+from .packages import quiet, require
 from .parity import PICTURES, compare, inputs, mean_std
-from .runtime import quiet
-from .seal import ours, paths, seal
+from .seal import files_of, is_ours, seal
+from .writers import Graph
+from .writing import exporter_errors, new_export, size_of
 
 DYNAMIC = ("batch", "size")
 MAX_SIDE = 4096  # of a picture, in pixels
@@ -56,7 +56,7 @@ class Report:
 
 def export(
     model: nn.Module,
-    file: str | os.PathLike,
+    file: str | os.PathLike[str],
     *,
     to: str,
     size: int | None = None,
@@ -65,7 +65,7 @@ def export(
     normalize: bool = False,
     softmax: bool = False,
     half: bool = False,
-    pictures: str | os.PathLike | Iterable[str | os.PathLike] | None = None,
+    pictures: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | None = None,
     exist_ok: bool = False,
 ) -> Report:
     """Write `model` as a file of another runtime. It appears only after it ran there and gave the model's logits.
@@ -98,30 +98,35 @@ def export(
     entry, file, dynamic = format_named(to), Path(file), names("dynamic", dynamic, DYNAMIC)
     model = unwrapped(model)
     check_model(model, to, entry, file)
-    size = side(model, size, batch)
-    _check_options(to, entry, batch, dynamic, half)
+    size = picture_size(model, size, batch)
+    _check_options(to, entry, batch, dynamic, half=half)
     check_new(file, exist_ok=exist_ok)
     with quiet():
-        runtime.require(to, write=True)
+        require(to, write=True)
     options = {"normalize": normalize, "softmax": softmax}
-    whole = deployable(model, **options)
     metadata = describe(model, to=to, size=size, batch=batch, dynamic=dynamic, half=half, **options)
     example = torch.zeros(batch, *metadata["input_size"], dtype=getattr(torch, metadata["input_type"]))
-    graph = Graph(whole, example, dynamic, half, metadata)
+    graph = Graph(model=deployable(model, **options), example=example, dynamic=dynamic, half=half, metadata=metadata)
     x = inputs(model, size, pictures, normalize=normalize, count=affordable(PICTURES, size))
-    with draft(file, room=entry.copies * weight_bytes(model)) as new:
-        with quiet(), failed(to):
-            entry.write(graph, new)
-            seal(new)
-        written = size_of(new.parent)
+    with new_export(file, room=entry.copies * weight_bytes(model)) as draft:
+        with quiet(), exporter_errors(to):
+            entry.write(graph, draft)
+            seal(draft)
+        size_in_bytes = size_of(draft.parent)
         tolerance = entry.half_tolerance if half else entry.tolerance
-        with failed(to):
-            checked = (None, 0.0, None) if to == "coreml" else compare(model, new, x, metadata, tolerance)
-    return Report(file, to, written, len(x), *checked)
+        with exporter_errors(to):
+            result = (None, 0.0, None) if to == "coreml" else compare(model, draft, x, metadata, tolerance)
+    return Report(file, to, size_in_bytes, len(x), *result)
 
 
 def deployable(model: nn.Module, *, normalize: bool = False, softmax: bool = False) -> nn.Module:
-    """A float32 copy on the CPU as exporters want it: in eval mode, batch norm folded, nothing in place."""
+    """A float32 copy on the CPU as exporters want it: in eval mode, batch norm folded, nothing in place.
+
+    Args:
+        model: A model of this package.
+        normalize: Put the mean and the standard deviation before it; then it takes numbers from 0 to 255.
+        softmax: Put a softmax behind it.
+    """
     fused = fuse(copy.deepcopy(model).cpu().float().eval())
     for module in fused.modules():
         if hasattr(module, "inplace"):
@@ -130,15 +135,15 @@ def deployable(model: nn.Module, *, normalize: bool = False, softmax: bool = Fal
     for parameter in fused.parameters():
         parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
         parameter.requires_grad_(False)
-    return Whole(fused, softmax, normalize).eval() if normalize or softmax else fused
+    return EndToEnd(fused, normalize=normalize, softmax=softmax).eval() if normalize or softmax else fused
 
 
-class Whole(nn.Module):
+class EndToEnd(nn.Module):
     """A model with the normalisation before it or the softmax after it."""
 
-    def __init__(self, model: nn.Module, softmax: bool, normalize: bool) -> None:
+    def __init__(self, model: nn.Module, *, normalize: bool, softmax: bool) -> None:
         super().__init__()
-        self.model, self.softmax, self.normalize = model, softmax, normalize
+        self.model, self.normalize, self.softmax = model, normalize, softmax
         mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in mean_std(model))
         self.register_buffer("scale", 1 / (255 * std))
         self.register_buffer("shift", -mean / std)
@@ -161,14 +166,22 @@ def describe(
     softmax: bool = False,
     **more: Any,
 ) -> dict[str, Any]:
-    """What a file says of itself: all that is needed to use it, and where it came from."""
+    """What a file says of itself: all that is needed to use it, and where it came from.
+
+    Args:
+        model: The model, before batch norm is folded.
+        to: One of `FORMATS`.
+        size: Side of the pictures, in pixels.
+        batch: Pictures at a time, unless that is dynamic.
+        dynamic: 'batch', 'size' or both.
+        normalize: Whether the normalisation is in the graph.
+        softmax: Whether the softmax is.
+        more: Further entries.
+    """
     from safetensors.torch import save as as_bytes
 
     cfg = model.pretrained_cfg
     packages = ("torch", "timm", *FORMATS[to].runtime, *FORMATS[to].writers)
-    known = importlib.metadata.packages_distributions()  # reads all of them
-    versions = {name: importlib.metadata.version(known.get(name, [name])[0]) for name in packages}
-    versions = {"mnv3": __version__} | versions
     return {
         "format": to,
         "architecture": cfg["architecture"],
@@ -189,8 +202,17 @@ def describe(
         **dict(zip(("mean", "std"), mean_std(model), strict=True)),
         **{key: cfg[key] for key in ("interpolation", "crop_pct", "crop_mode")},
         **more,
-        "versions": versions,
+        "versions": {"mnv3": __version__} | {name: _version(name) for name in packages},
     }
+
+
+def _version(module: str) -> str:
+    """The version of the package that has a module."""
+    try:
+        return importlib.metadata.version(module)
+    except importlib.metadata.PackageNotFoundError:  # onnxruntime-gpu has onnxruntime
+        packages = importlib.metadata.packages_distributions()  # reads all of them, for half a second
+        return importlib.metadata.version(packages.get(module, [module])[0])
 
 
 def check_new(file: Path, *, exist_ok: bool) -> None:
@@ -201,13 +223,13 @@ def check_new(file: Path, *, exist_ok: bool) -> None:
     if file.is_symlink() or (file.exists() and not file.is_file() and not package):
         what = "link" if file.is_symlink() else "folder" if file.is_dir() else "device"
         raise FileExistsError(f"{file} is a {what}: choose another name")
-    for path in paths(file)[1:]:
-        if path.is_symlink() or (path.exists() and not (exist_ok and path.is_file() and ours(file))):
+    for path in files_of(file)[1:]:
+        if path.is_symlink() or (path.exists() and not (exist_ok and path.is_file() and is_ours(file))):
             raise FileExistsError(f"{path} exists and belongs to another file: choose another name, or remove it")
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Of its parameters in float32."""
+    """Bytes of a model's parameters in float32."""
     return sum(4 * parameter.numel() for parameter in model.parameters())
 
 
@@ -218,8 +240,12 @@ def format_named(to: str) -> Format:
     return FORMATS[to]
 
 
-def side(model: nn.Module, size: int | None, batch: int = 1) -> int:
-    """`size`, or that of the model's weights; ValueError where it is none, or pictures in a batch are too large."""
+def picture_size(model: nn.Module, size: int | None, batch: int = 1) -> int:
+    """Side of the pictures in pixels: `size`, or that of the model's weights.
+
+    Raises:
+        ValueError: It is none, or so many pictures at a time are too large.
+    """
     size = model.pretrained_cfg["input_size"][-1] if size is None else size
     check_size(size, batch)
     return size
@@ -241,8 +267,7 @@ def affordable(count: int, size: int) -> int:
 
 def check_model(model: nn.Module, to: str, entry: Format, file: Path) -> None:
     """Raise ValueError unless this model can become this file."""
-    ours = isinstance(model, MobileNetV3)  # not an exported file, for instance
-    if not ours or not hasattr(model, "pretrained_cfg"):
+    if not isinstance(model, MobileNetV3) or not hasattr(model, "pretrained_cfg"):
         raise ValueError(f"this {type(model).__name__} is none of mnv3.create_model(name, ...): it cannot be written")
     check_own_weights(model)
     if not model.num_classes:
@@ -251,7 +276,7 @@ def check_model(model: nn.Module, to: str, entry: Format, file: Path) -> None:
         raise ValueError(f"{file}: a file for {to} ends in {entry.suffix}")
 
 
-def _check_options(to: str, entry: Format, batch: int, dynamic: tuple[str, ...], half: bool) -> None:
+def _check_options(to: str, entry: Format, batch: int, dynamic: tuple[str, ...], *, half: bool) -> None:
     """Raise ValueError where the format cannot do what is asked."""
     if missing := sorted(set(dynamic) - set(entry.dynamic)):
         able = [name for name, other in FORMATS.items() if set(dynamic) <= set(other.dynamic)]

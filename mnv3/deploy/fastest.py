@@ -15,7 +15,7 @@ from ..errors import ExportError, names
 from ..folding import fuse
 from ..layers import check_own_weights, evaluating
 from . import onednn, runtime
-from .exporter import export, side
+from .exporter import export, picture_size
 from .formats import FORMATS
 from .timing import interleaved
 
@@ -85,7 +85,7 @@ def optimize(
     tried = default if candidates is None else names("candidates", candidates, CANDIDATES)
     if choice:
         return Optimized(model, CANDIDATES[choice.candidate](model, torch.zeros(choice.shape)), choice)
-    size = side(model, size, batch)
+    size = picture_size(model, size, batch)
     x = torch.randn(batch, model.in_chans, size, size, generator=torch.Generator().manual_seed(0))
     with evaluating(model):
         expected = model(x)
@@ -101,10 +101,10 @@ def optimize(
             difference = (run(x) - expected).abs().max()
         if difference <= TOLERANCE * expected.abs().max().clamp(min=1):
             built[name] = run
-    times = {name: statistics.median(found) for name, found in interleaved(built, x).items()}
-    best = min(times, key=times.__getitem__)
-    found = Choice(best, tuple(x.shape), torch.get_num_threads(), {name: round(t, 3) for name, t in times.items()})
-    return Optimized(model, built[best], found)
+    medians = {name: statistics.median(times) for name, times in interleaved(built, x).items()}
+    best = min(medians, key=medians.__getitem__)
+    milliseconds = {name: round(median, 3) for name, median in medians.items()}
+    return Optimized(model, built[best], Choice(best, tuple(x.shape), torch.get_num_threads(), milliseconds))
 
 
 def _eager(model: nn.Module, x: Tensor) -> nn.Module:

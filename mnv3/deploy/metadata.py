@@ -13,7 +13,7 @@ LARGEST = 2**28  # numbers in a batch: 1 GiB as float32
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos", "random")  # timm's
 
 
-def checked(file: Path, to: str, text: str | None) -> dict[str, Any]:
+def check_metadata(file: Path, to: str, text: str | None) -> dict[str, Any]:
     """The metadata of `file`, a file of the format `to`.
 
     Raises:

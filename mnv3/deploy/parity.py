@@ -1,6 +1,8 @@
 """Whether an exported file gives what the model gives, on pictures."""
 
 import copy
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,44 +15,62 @@ from ..factory import transforms
 from ..layers import evaluating
 from ..pictures import images
 from ..pictures.inputs import check_channels, load_batch
-from . import runtime
+from .packages import quiet
+from .runtime import Exported, load
 
 PICTURES = 16  # to check by, drawn here or taken of those given
 
 
-def inputs(model: nn.Module, size: int, pictures: Any, *, normalize: bool = False, count: int = PICTURES) -> Tensor:
-    """Pictures to check by (N, C, size, size): preprocessed ones, or the bytes that `normalize` puts into a graph.
+def inputs(
+    model: nn.Module,
+    size: int,
+    pictures: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | None,
+    *,
+    normalize: bool = False,
+    count: int = PICTURES,
+) -> Tensor:
+    """Pictures to check by.
+
+    Args:
+        model: The model whose preprocessing they get.
+        size: Their side, in pixels.
+        pictures: Files or folders to take them from; None for drawn ones.
+        normalize: Whether the normalisation is in the file to be checked, which then takes bytes.
+        count: How many at most.
+
+    Returns:
+        A batch (N, C, size, size): float32, or uint8 with `normalize`.
 
     Raises:
         ValueError: None of the files is a picture that can be read.
     """
     if pictures is None:
-        return _normalized(_drawn(count, model.in_chans, size), model, normalize)
+        return _prepared(_drawn(count, model.in_chans, size), model, as_bytes=normalize)
     check_channels(model)
     transform = transforms(model, input_size=(model.in_chans, size, size), mean=(0, 0, 0), std=(1, 1, 1))
     chosen = images.spread(list(images.find(pictures)), count)
     if not chosen:
         raise ValueError(f"no pictures in {pictures}")
-    return _normalized(load_batch(chosen, transform), model, normalize)
+    return _prepared(load_batch(chosen, transform), model, as_bytes=normalize)
 
 
-def _normalized(x: Tensor, model: nn.Module, raw: bool) -> Tensor:
-    """From numbers from 0 to 1."""
-    if raw:
+def _prepared(x: Tensor, model: nn.Module, *, as_bytes: bool = False) -> Tensor:
+    """Pictures of numbers from 0 to 1, normalised for the model, or as bytes."""
+    if as_bytes:
         return (x * 255).round().to(torch.uint8)
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in mean_std(model))
     return (x - mean) / std
 
 
 def mean_std(model: nn.Module) -> tuple[list[float], list[float]]:
-    """One number for each of the model's channels; where its weights' are of others, the mean of those."""
-    known = (list(model.pretrained_cfg[name]) for name in ("mean", "std"))
-    mean, std = (v if len(v) == model.in_chans else [sum(v) / len(v)] * model.in_chans for v in known)
+    """Mean and standard deviation for each of the model's channels; its weights' average where those have others."""
+    given = (list(model.pretrained_cfg[name]) for name in ("mean", "std"))
+    mean, std = (v if len(v) == model.in_chans else [sum(v) / len(v)] * model.in_chans for v in given)
     return mean, std
 
 
 def _drawn(count: int, channels: int, size: int) -> Tensor:
-    """Coloured clouds: noise with as much in every octave, as photographs have."""
+    """Coloured clouds (N, C, size, size): noise with as much in every octave, as photographs have."""
     generator = torch.Generator().manual_seed(0)
     x = torch.zeros(count, channels, size, size)
     cells = 1
@@ -64,10 +84,24 @@ def _drawn(count: int, channels: int, size: int) -> Tensor:
 def compare(
     model: nn.Module, file: Path, x: Tensor, metadata: dict[str, Any], tolerance: float
 ) -> tuple[float, float, float]:
-    """Largest difference, largest logit, agreement in per cent; raises ExportError above the tolerance."""
+    """Run an exported file and compare it with its model.
+
+    Args:
+        model: The model.
+        file: The file.
+        x: Pictures (N, C, H, W) as the file takes them.
+        metadata: The file's.
+        tolerance: Largest difference of logits, as a share of the largest logit.
+
+    Returns:
+        The largest difference of logits, the largest logit, and on how many per cent of the pictures top-1 agrees.
+
+    Raises:
+        ExportError: The difference is above the tolerance.
+    """
     model = copy.deepcopy(model).cpu().float()  # as it was exported: bfloat16 would give other logits
-    with runtime.quiet():
-        exported = runtime.load(file)
+    with quiet():
+        exported = load(file)
         tries = [x]
         if "batch" in metadata["dynamic"] or metadata["batch"] > 1:
             tries.append(x[:3])
@@ -93,12 +127,12 @@ def compare(
 def _reference(model: nn.Module, x: Tensor, metadata: dict[str, Any]) -> Tensor:
     """The model's own logits, or what is left of them after a softmax."""
     if metadata["normalize"]:
-        x = _normalized(x / 255, model, False)
+        x = _prepared(x / 255, model)
     with evaluating(model):
         logits = model(x)
     return logits.log_softmax(1) if metadata["softmax"] else logits
 
 
-def _outputs(exported: runtime.Exported, x: Tensor) -> Tensor:
+def _outputs(exported: Exported, x: Tensor) -> Tensor:
     with torch.inference_mode():
         return exported(x.float())

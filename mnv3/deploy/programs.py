@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ..errors import WeightsError
-from .formats import METADATA
+from .writers import METADATA
 
 
 def _words(text: str) -> frozenset[str]:
@@ -71,7 +71,7 @@ class Refused(WeightsError):
     """A file holds what no exported network needs; the message says what, not in which file."""
 
 
-def pt2(content: bytes) -> tuple[io.BytesIO, str]:
+def safe_pt2(content: bytes) -> tuple[io.BytesIO, str]:
     """An archive of torch.export without what could run, for `torch.export.load`, and its metadata.
 
     Raises:
@@ -96,7 +96,7 @@ def pt2(content: bytes) -> tuple[io.BytesIO, str]:
     return safe, records.get(f"extra/{METADATA}", b"").decode()
 
 
-def torchscript(content: bytes, *, trusted: bool = False) -> tuple[Callable[[torch.Tensor], torch.Tensor], str]:
+def safe_torchscript(content: bytes, *, trusted: bool = False) -> tuple[Callable[[torch.Tensor], torch.Tensor], str]:
     """What a file of TorchScript computes, and its metadata.
 
     Args:

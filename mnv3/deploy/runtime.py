@@ -1,10 +1,7 @@
 """Run an exported file in the place of a model: in `mnv3.predict`, `mnv3.evaluate`, `mnv3 predict --checkpoint`."""
 
-import importlib
 import io
 import os
-import sys
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -17,9 +14,11 @@ from torch import Tensor, nn
 
 from ..errors import WeightsError, choices
 from . import programs, seal
-from .formats import FORMATS, METADATA
-from .metadata import checked
-from .seal import Written, format_of
+from .formats import FORMATS
+from .metadata import check_metadata
+from .packages import quiet, require
+from .seal import ExportedFile, format_of
+from .writers import METADATA
 
 Run = Callable[[Tensor], Tensor]  # a batch of the file's own type and size to its outputs
 
@@ -43,7 +42,7 @@ class Exported(nn.Module):
         } | {"num_classes": self.num_classes, "input_size": tuple(metadata["input_size"])}
         if metadata["normalize"]:  # then these turn a picture into numbers from 0 to 255
             self.pretrained_cfg |= {"mean": (0.0,) * self.in_chans, "std": (1 / 255,) * self.in_chans}
-        self.place = nn.Parameter(torch.empty(0), requires_grad=False)  # tells callers: float32, on the CPU
+        self.marker = nn.Parameter(torch.empty(0), requires_grad=False)  # tells callers: float32, on the CPU
 
     def _apply(self, fn: Callable, recurse: bool = True) -> "Exported":
         return self  # .to(), .half() and the like: its runtime stays on the CPU, and takes what it takes
@@ -63,7 +62,7 @@ class Exported(nn.Module):
         return y.clamp(min=torch.finfo(y.dtype).tiny).log() if meta["softmax"] else y
 
 
-def load(file: str | os.PathLike, *, threads: int | None = None) -> Exported:
+def load(file: str | os.PathLike[str], *, threads: int | None = None) -> Exported:
     """Open an exported file in its runtime. Any number of threads may call what it returns.
 
     Nothing in it is run but operators that compute: a pt2 or TorchScript file with others is refused.
@@ -90,77 +89,21 @@ def load(file: str | os.PathLike, *, threads: int | None = None) -> Exported:
         raise ValueError(f"{file}: not a file")
     with quiet():
         require(name)
-    written = seal.read(file)
-    metadata = written.text and checked(file, name, written.text)  # first, where it can be
+    exported = seal.read(file)
+    metadata = exported.text and check_metadata(file, name, exported.text)  # first, where it can be
     try:
         with quiet():
-            run, text = OPENERS[name](written, threads or torch.get_num_threads())
+            run, text = OPENERS[name](exported, threads or torch.get_num_threads())
     except WeightsError as error:
         raise WeightsError(f"{file}: {error}") from None
     except Exception as error:  # every runtime has its own
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise WeightsError(f"{file}: {name} cannot open it: of another version? {reason[:300]}") from error
-    return Exported(metadata or checked(file, name, text), run)
-
-
-def require(name: str, *, write: bool = False, int8: bool = False) -> None:
-    """Raise ImportError with the command that helps unless what runs a format, or writes it, can be imported."""
-    entry = FORMATS[name]
-    for module in entry.runtime + (entry.writers if write or int8 else ()) + (entry.int8_writers if int8 else ()):
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            extra = FORMATS[name].extra
-            raise ImportError(f"{name} needs {module} ({error}): pip install 'mnv3[{extra}]'") from None
-
-
-_lock, _quiet_now = threading.Lock(), []
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep what libraries in C++ and their helpers print off the terminal, and what they report from going home.
-
-    OpenVINO's converter and NNCF tell a statistics service of every use, but not where CI=true. Both are of the whole
-    process, so of several threads the first changes them and the last changes them back.
-    """
-    with _lock:
-        undo = _quiet_now[0] if _quiet_now else _silence()
-        _quiet_now.append(undo)
-    try:
-        yield
-    finally:
-        with _lock:
-            _quiet_now.pop()
-            if not _quiet_now:
-                undo()
-
-
-def _silence() -> Callable[[], None]:
-    """Start to be quiet; returns what ends it."""
-    ci, streams = os.environ.get("CI"), (sys.stdout, sys.stderr)
-    for stream in streams:
-        stream.flush()
-    saved = [os.dup(number) for number in (1, 2)]
-    with tempfile.TemporaryFile() as sink:
-        for number in (1, 2):
-            os.dup2(sink.fileno(), number)
-    os.environ["CI"] = "true"
-
-    def undo() -> None:
-        for stream in streams:
-            stream.flush()
-        for number, before in zip((1, 2), saved, strict=True):
-            os.dup2(before, number)
-            os.close(before)
-        os.environ.pop("CI", None)
-        os.environ.update({"CI": ci} if ci is not None else {})
-
-    return undo
+    return Exported(metadata or check_metadata(file, name, text), run)
 
 
 class Pool:
-    """Things of which each serves one thread at a time: as many as are in use at once, made when none is free."""
+    """Objects of which each serves one thread at a time: as many as are in use at once, made when none is free."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
         self._make, self._free = make, deque([make()])  # what cannot be made fails here
@@ -168,28 +111,28 @@ class Pool:
     @contextmanager
     def one(self) -> Iterator[Any]:
         try:
-            thing = self._free.pop()
+            free = self._free.pop()
         except IndexError:
-            thing = self._make()
+            free = self._make()
         try:
-            yield thing
+            yield free
         finally:
-            self._free.append(thing)
+            self._free.append(free)
 
 
-def _open_pt2(written: Written, threads: int) -> tuple[Run, str]:
+def _open_pt2(exported: ExportedFile, threads: int) -> tuple[Run, str]:
     from torch.ao.quantization.fx import _decomposed  # noqa: F401  it registers the operators of 8-bit files
 
-    archive, text = (io.BytesIO(written.content), "") if written.trusted else programs.pt2(written.content)
+    archive, text = (io.BytesIO(exported.content), "") if exported.trusted else programs.safe_pt2(exported.content)
     module = torch.export.load(archive).module()
     return lambda x: module(x), text  # no module, whose modes are not to be set
 
 
-def _open_torchscript(written: Written, threads: int) -> tuple[Run, str]:
-    return programs.torchscript(written.content, trusted=written.trusted)
+def _open_torchscript(exported: ExportedFile, threads: int) -> tuple[Run, str]:
+    return programs.safe_torchscript(exported.content, trusted=exported.trusted)
 
 
-def _open_onnx(written: Written, threads: int) -> tuple[Run, str]:
+def _open_onnx(exported: ExportedFile, threads: int) -> tuple[Run, str]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -197,7 +140,7 @@ def _open_onnx(written: Written, threads: int) -> tuple[Run, str]:
     options.log_severity_level = 3
     # where weights outside the file would be looked for, which could be anyone's
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", f"{os.devnull}/none")
-    session = onnxruntime.InferenceSession(written.content, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(exported.content, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
 
     def run(x: Tensor) -> Tensor:
@@ -206,11 +149,11 @@ def _open_onnx(written: Written, threads: int) -> tuple[Run, str]:
     return run, session.get_modelmeta().custom_metadata_map.get(METADATA, "")
 
 
-def _open_openvino(written: Written, threads: int) -> tuple[Run, str]:
+def _open_openvino(exported: ExportedFile, threads: int) -> tuple[Run, str]:
     import openvino
 
     core = openvino.Core()
-    model = core.read_model(written.content, written.parts[".bin"])
+    model = core.read_model(exported.content, exported.parts[".bin"])
     options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
     requests = Pool(core.compile_model(model, "CPU", options).create_infer_request)
 
@@ -223,30 +166,30 @@ def _open_openvino(written: Written, threads: int) -> tuple[Run, str]:
     return run, model.get_rt_info(METADATA).value if model.has_rt_info(METADATA) else ""
 
 
-_executorch = threading.Lock()  # one pool of threads for all programs of the process, which opening one replaces
+_executorch_lock = threading.Lock()  # one pool of threads for all programs of the process, which opening one replaces
 
 
-def _open_executorch(written: Written, threads: int) -> tuple[Run, None]:
+def _open_executorch(exported: ExportedFile, threads: int) -> tuple[Run, None]:
     from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
     from executorch.runtime import Runtime
 
-    with _executorch:
+    with _executorch_lock:
         _unsafe_reset_threadpool(threads)
-        program = Runtime.get().load_program(written.content)
+        program = Runtime.get().load_program(exported.content)
         method = program.load_method("forward")
 
     def run(x: Tensor, program: Any = program) -> Tensor:  # the method needs the program to be alive
-        with _executorch:
+        with _executorch_lock:
             return method.execute([x])[0].clone()
 
     return run, None
 
 
-def _open_tflite(written: Written, threads: int) -> tuple[Run, None]:
+def _open_tflite(exported: ExportedFile, threads: int) -> tuple[Run, None]:
     from ai_edge_litert.interpreter import Interpreter
 
     def make() -> Interpreter:
-        interpreter = Interpreter(model_content=written.content, num_threads=threads)
+        interpreter = Interpreter(model_content=exported.content, num_threads=threads)
         interpreter.allocate_tensors()
         return interpreter
 
@@ -263,13 +206,13 @@ def _open_tflite(written: Written, threads: int) -> tuple[Run, None]:
     return run, None
 
 
-def _open_ncnn(written: Written, threads: int) -> tuple[Run, None]:
+def _open_ncnn(exported: ExportedFile, threads: int) -> tuple[Run, None]:
     import ncnn
 
     net = ncnn.Net()
     net.opt.num_threads = threads
     net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = net.opt.use_bf16_storage = False
-    if net.load_param(str(written.file)) or net.load_model(str(written.file.with_suffix(".bin"))):
+    if net.load_param(str(exported.file)) or net.load_model(str(exported.file.with_suffix(".bin"))):
         raise WeightsError("ncnn cannot read it: of another version?")
 
     def run(x: Tensor) -> Tensor:
@@ -280,7 +223,7 @@ def _open_ncnn(written: Written, threads: int) -> tuple[Run, None]:
     return run, None
 
 
-OPENERS: dict[str, Callable[[Written, int], tuple[Run, str | None]]] = {
+OPENERS: dict[str, Callable[[ExportedFile, int], tuple[Run, str | None]]] = {
     "pt2": _open_pt2,
     "torchscript": _open_torchscript,
     "onnx": _open_onnx,

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import WeightsError
-from .formats import FORMATS, METADATA, beside
+from .formats import FORMATS
+from .writers import METADATA, beside
 
 MARK = b"mnv3-sha256:"
 LENGTH = len(MARK) + 64
@@ -22,7 +23,7 @@ AGAIN = "Export it again"
 
 
 @dataclass(frozen=True)
-class Written:
+class ExportedFile:
     """An exported file as it was written: its bytes, so that no one can change them after they were checked."""
 
     file: Path
@@ -32,7 +33,7 @@ class Written:
 
     @property
     def content(self) -> bytes:
-        """Of the file itself."""
+        """The bytes of the file itself."""
         return self.parts[self.file.suffix]
 
 
@@ -49,13 +50,13 @@ def seal(file: Path) -> None:
         metadata["files"] = _digests(_parts(file)) | {".json": _digest_of(metadata)}
         beside(file).write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
     elif wrap := WRAPS.get(entry.suffix):
-        written = unchecked(file)
-        if not _is_sealed(written):
-            before, after = wrap(written.content)
-            file.write_bytes(before + MARK + _digest(before, written).encode() + after)
+        exported = read_unchecked(file)
+        if not _is_sealed(exported):
+            before, after = wrap(exported.content)
+            file.write_bytes(before + MARK + _digest(before, exported).encode() + after)
 
 
-def read(file: Path) -> Written:
+def read(file: Path) -> ExportedFile:
     """The bytes of an exported file, as they were written.
 
     Raises:
@@ -74,14 +75,14 @@ def read(file: Path) -> Written:
     if ".json" not in expected:
         raise WeightsError(f"{file}: its {beside(file).name} has no SHA-256 of its own: of mnv3 0.1.0? {AGAIN}")
     parts = _parts(file)
-    found = _digests(parts) | {".json": _digest_of(metadata)}
-    if found != expected:
-        what = [suffix for suffix in found if found[suffix] != expected.get(suffix)] or sorted(expected)
+    digests = _digests(parts) | {".json": _digest_of(metadata)}
+    if digests != expected:
+        what = [suffix for suffix in digests if digests[suffix] != expected.get(suffix)] or sorted(expected)
         raise WeightsError(f"{file}: the {' and '.join(what)} is not what was written: damaged? {AGAIN}")
-    return Written(file, parts, text)
+    return ExportedFile(file, parts, text)
 
 
-def ours(file: Path) -> bool:
+def is_ours(file: Path) -> bool:
     """Whether mnv3 wrote what lies beside a file of this name: its .bin, and its FILE.json."""
     try:
         if FORMATS[format_of(file)].own_metadata:
@@ -91,19 +92,19 @@ def ours(file: Path) -> bool:
         return False
 
 
-def paths(file: Path) -> list[Path]:
+def files_of(file: Path) -> list[Path]:
     """Where a file of this name and what goes with it lie."""
     entry = FORMATS[format_of(file)]
     weights = [file.with_suffix(".bin")] if entry.suffix in (".xml", ".param") else []
     return [file, *weights, *([] if entry.own_metadata else [beside(file)])]
 
 
-def unchecked(file: Path) -> Written:
-    """A file that this program has just written itself, of any model."""
-    return Written(file, _parts(file), trusted=True)
+def read_unchecked(file: Path) -> ExportedFile:
+    """The bytes of a file that this program has just written itself, of any model."""
+    return ExportedFile(file, _parts(file), trusted=True)
 
 
-def _read_sealed(file: Path) -> Written:
+def _read_sealed(file: Path) -> ExportedFile:
     with open(file, "rb") as opened:  # first what tells other files, which may be large, from ours
         size = opened.seek(0, 2)
         opened.seek(max(0, size - LENGTH - 3))
@@ -111,32 +112,33 @@ def _read_sealed(file: Path) -> Written:
             raise WeightsError(
                 f"{file}: no SHA-256 at its end: cut off, of mnv3 0.1.0 (export it again), or not written by mnv3?"
             )
-    written = Written(file, _parts(file))
-    if not _is_sealed(written):
-        names = " and ".join(written.parts)
-        other = "are not those that were written together" if len(written.parts) > 1 else "is not what was written"
+    exported = ExportedFile(file, _parts(file))
+    if not _is_sealed(exported):
+        names = " and ".join(exported.parts)
+        other = "are not those that were written together" if len(exported.parts) > 1 else "is not what was written"
         raise WeightsError(f"{file}: the {names} {other}: damaged? {AGAIN}")
-    return written
+    return exported
 
 
-def _is_sealed(written: Written) -> bool:
+def _is_sealed(exported: ExportedFile) -> bool:
     """Whether a file ends in the digest of the rest."""
-    content = written.content
-    said = TAIL.search(content, max(0, len(content) - LENGTH - 3))
-    return said is not None and said[1].decode() == _digest(content[: said.start()], written)
+    content = exported.content
+    tail = TAIL.search(content, max(0, len(content) - LENGTH - 3))
+    return tail is not None and tail[1].decode() == _digest(content[: tail.start()], exported)
 
 
-def _digest(before: bytes, written: Written) -> str:
-    """Of a file up to its seal, and then of what goes with it."""
-    found = hashlib.sha256(before)
-    for suffix, content in written.parts.items():
-        if suffix != written.file.suffix:
-            found.update(content)
-    return found.hexdigest()
+def _digest(before: bytes, exported: ExportedFile) -> str:
+    """SHA-256 of a file up to its seal, and then of what goes with it."""
+    state = hashlib.sha256(before)
+    for suffix, content in exported.parts.items():
+        if suffix != exported.file.suffix:
+            state.update(content)
+    return state.hexdigest()
 
 
 def _parts(file: Path) -> dict[str, bytes]:
-    parts = [path for path in paths(file) if path != beside(file)]
+    """The contents of a file and of its .bin, by ending."""
+    parts = [path for path in files_of(file) if path != beside(file)]
     for path in parts:
         if not path.is_file():
             raise WeightsError(f"{file}: its {path.name} is missing, or not a file")
@@ -158,7 +160,7 @@ def _digests(parts: dict[str, bytes]) -> dict[str, str]:
 
 
 def _digest_of(metadata: dict[str, Any]) -> str:
-    """Of what a JSON file says, whatever its spaces, less its digests."""
+    """SHA-256 of what a JSON file says, whatever its spaces, less its digests."""
     content = {key: value for key, value in metadata.items() if key != "files"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

@@ -12,19 +12,32 @@ REST = 0.02  # seconds between turns: the threads of a runtime wait for work for
 def interleaved(
     runs: Mapping[str, Callable[[Tensor], object]], x: Tensor, *, rounds: int = 5, seconds: float = 0.1
 ) -> dict[str, list[float]]:
-    """Milliseconds of every call by name; a first round and the first call of each turn warm up and do not count."""
+    """Milliseconds of every call by name; a first round and the first call of each turn warm up and do not count.
+
+    Args:
+        runs: What to call, by name.
+        x: The batch (B, C, H, W) to call it with.
+        rounds: Turns of each.
+        seconds: Length of a turn.
+    """
     times: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(rounds + 1):
         for name, run in runs.items():
             time.sleep(REST)
-            found = repeat(run, x, seconds=seconds)
-            times[name] += found if turn else []
+            measured = call_times(run, x, seconds=seconds)
+            times[name] += measured if turn else []
     return times
 
 
 @torch.inference_mode()
-def repeat(run: Callable[[Tensor], object], x: Tensor, *, seconds: float) -> list[float]:
-    """Milliseconds of each call made in this time, at least one; one more before does not count."""
+def call_times(run: Callable[[Tensor], object], x: Tensor, *, seconds: float) -> list[float]:
+    """Milliseconds of each call made in so many seconds, at least one; one more before them does not count.
+
+    Args:
+        run: What to call.
+        x: The batch (B, C, H, W) to call it with.
+        seconds: For how long.
+    """
     times, end = [], time.perf_counter() + seconds
     run(x)
     while not times or time.perf_counter() < end:

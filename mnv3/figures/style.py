@@ -39,7 +39,7 @@ class Row(NamedTuple):
     panels: Sequence[Panel]
 
 
-def check(path: str | os.PathLike | None, endings: Sequence[str] = ENDINGS) -> None:
+def check(path: str | os.PathLike[str] | None, endings: Sequence[str] = ENDINGS) -> None:
     """Refuse what cannot be drawn or written, before anything that takes long.
 
     Args:
@@ -69,7 +69,7 @@ def check(path: str | os.PathLike | None, endings: Sequence[str] = ENDINGS) -> N
 def figure(
     rows: Sequence[Row],
     *,
-    path: str | os.PathLike | None = None,
+    path: str | os.PathLike[str] | None = None,
     dark: bool = False,
     title: str | None = None,
     ratios: Sequence[float] | None = None,
@@ -94,7 +94,7 @@ def figure(
         figure = _drawn(rows, WIDTH, title, ratios)
         if path is not None:
             kind = "svg" if Path(path).suffix.lower() == ".svg" else "png"
-            write(Path(path), _encoded(figure, kind, optimize=True))
+            write_atomically(Path(path), _encoded(figure, kind, optimize=True))
     return figure
 
 
@@ -102,18 +102,6 @@ def png(rows: Sequence[Row], *, width: float, dark: bool) -> bytes:
     """The PNG file of a figure in our style, `width` inches wide."""
     with _style(dark):
         return _encoded(_drawn(rows, width), "png")
-
-
-def write(path: Path, content: bytes) -> None:
-    """Write a file whole.
-
-    Raises:
-        OSError: It cannot be written; the message names it, not the draft.
-    """
-    try:
-        write_atomically(path, content)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _check_matplotlib(extra: str) -> None:

@@ -14,38 +14,52 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from . import locks
 
-DRAFT = ".draft"
+DRAFT = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}\.draft")
+OLD = ".old"  # a folder in a draft, for the folder that it replaces
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux: fcntl.h, fs.h
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that appears whole or not at all, even if the machine stops."""
-    with new_file(path) as draft:
-        draft.write_bytes(content)
+    """Write a file that appears whole or not at all, even if the machine stops.
+
+    Raises:
+        OSError: It cannot be written; the error names `path`, not the draft.
+    """
+    try:
+        with new_file(path) as draft:
+            draft.write_bytes(content)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
     """A file to write, which appears under its name at the end of the block, or not at all.
 
+    Whatever else is written beside the draft appears beside the file, before it.
+
     Args:
-        path: Its name; a file that is there is replaced.
+        path: Its name; what is there is replaced.
     """
-    with _draft_of(path) as folder:
-        draft = folder / path.name
+    folder, lock = _make_draft(path)
+    draft = folder / path.name
+    try:
         yield draft
-        _sync(draft)
-        draft.replace(path)
+        for written in folder.rglob("*"):
+            _sync(written)
+        others = [written for written in folder.iterdir() if written != draft]
+        for written in (*others, draft):
+            _rename(written, path.parent / written.name)
         _sync(path.parent)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        locks.release(lock)
 
 
 @contextmanager
-def new_folder(folder: Path, *, names: Collection[str], needs: str, exist_ok: bool = False) -> Iterator[Path]:
+def new_folder(folder: Path, *, names: Collection[str] = (), needs: str = "", exist_ok: bool = False) -> Iterator[Path]:
     """A folder to write into, which appears under its name at the end of the block, or not at all.
 
     Args:
@@ -58,19 +72,11 @@ def new_folder(folder: Path, *, names: Collection[str], needs: str, exist_ok: bo
         FileExistsError: It may not be replaced.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    _remove_dead(folder)
+    remove_dead_drafts(folder.parent, folder.name)
     _check_replaceable(folder, names, needs, exist_ok=exist_ok)
-    with _draft_of(folder) as draft:
-        new = draft / "new"
-        new.mkdir()
-        yield new
-        for path in (*new.rglob("*"), new):
-            _sync(path)
-        if folder.exists() and not _exchange(new, folder):
-            folder.replace(draft / "old")
-        if new.exists() and not folder.exists():
-            new.replace(folder)  # where a process is killed before this, `_remove_dead` does it
-        _sync(folder.parent)
+    with new_file(folder) as draft:
+        draft.mkdir()
+        yield draft
 
 
 def _check_replaceable(folder: Path, names: Collection[str], needs: str, *, exist_ok: bool) -> None:
@@ -80,69 +86,66 @@ def _check_replaceable(folder: Path, names: Collection[str], needs: str, *, exis
         raise FileExistsError(f"{folder} exists: choose another folder, or replace it (exist_ok=True, --force)")
     if not folder.is_dir():
         raise FileExistsError(f"{folder} is not only a weights folder and is not replaced: it is a file")
-    found = list(folder.iterdir())
-    if others := sorted(f.name for f in found if f.name not in names or f.is_symlink() or not f.is_file()):
+    files = list(folder.iterdir())
+    if others := sorted(f.name for f in files if f.name not in names or f.is_symlink() or not f.is_file()):
         raise FileExistsError(f"{folder} is not only a weights folder and is not replaced: it has {', '.join(others)}")
-    if found and not (folder / needs).is_file():
+    if files and not (folder / needs).is_file():
         raise FileExistsError(f"{folder} is no weights folder and is not replaced: it has no {needs}")
 
 
-@contextmanager
-def _draft_of(path: Path) -> Iterator[Path]:
-    """A locked folder beside `path`, gone at the end; those that dead processes left are removed first."""
-    _remove_dead(path)
-    while True:
-        draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=DRAFT, dir=path.parent))
-        with suppress(FileNotFoundError):  # another process took it for a dead one's before it was locked
-            lock = _lock(draft)
-            break
-    try:
-        yield draft
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
+def is_draft(path: Path) -> bool:
+    """Whether this is what is being written, or was when its process was killed."""
+    return DRAFT.fullmatch(path.name) is not None and path.is_dir()
 
 
-def _remove_dead(path: Path) -> None:
-    """Remove the drafts of `path` that no living process holds; one that lacks only its name gets it."""
-    ours = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}{re.escape(DRAFT)}")
-    drafts = [entry for entry in path.parent.iterdir() if ours.fullmatch(entry.name) and entry.is_dir()]
-    for draft in drafts:
+def remove_dead_drafts(folder: Path, name: str | None = None) -> None:
+    """Remove the drafts in a folder that no living process holds; one that lacks only its name gets it.
+
+    Args:
+        folder: Where they lie.
+        name: Of what they were to become; by default of anything.
+    """
+    for draft in filter(is_draft, list(folder.iterdir())):
+        final = folder / DRAFT.fullmatch(draft.name)["name"]
+        if name not in (None, final.name):
+            continue
         try:
-            lock = _lock(draft)
-        except FileNotFoundError:  # held, or gone
+            lock = locks.acquire(draft)
+        except OSError:  # held, gone, or no one can tell
             continue
         if lock is None:
             continue
-        if (draft / "old").exists() and (draft / "new").exists() and not path.exists():
-            (draft / "new").replace(path)
+        if (draft / OLD / final.name).exists() and (draft / final.name).exists() and not final.exists():
+            (draft / final.name).replace(final)  # killed between the two renames of `_rename`
         shutil.rmtree(draft, ignore_errors=True)
-        os.close(lock)
+        locks.release(lock)
 
 
-def _lock(folder: Path) -> int | None:
-    """The descriptor that holds a folder's lock, which ends with the process; None where there are no such locks.
+def _make_draft(path: Path) -> tuple[Path, int | None]:
+    """A new folder beside `path`, locked where there are locks; the drafts of dead processes are removed first."""
+    remove_dead_drafts(path.parent, path.name)
+    while True:
+        draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".draft", dir=path.parent))
+        try:
+            return draft, locks.acquire(draft)
+        except (BlockingIOError, FileNotFoundError):  # another process took it for a dead one's before it was locked
+            continue
+        except locks.NoLocksError:
+            return draft, None
 
-    Raises:
-        FileNotFoundError: Another process holds it, or has removed the folder.
-    """
-    if fcntl is None:
-        return None
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        folder.stat()
-    except OSError as error:
-        os.close(descriptor)
-        if isinstance(error, (BlockingIOError, FileNotFoundError)):
-            raise FileNotFoundError(folder) from None
-        return None
-    return descriptor
+
+def _rename(draft: Path, path: Path) -> None:
+    """Give a draft its name. A folder is replaced by a folder alone: at once if the system can, else by way of OLD."""
+    if draft.is_dir() and path.is_dir():
+        if _exchange(draft, path):
+            return
+        (draft.parent / OLD).mkdir(exist_ok=True)
+        path.replace(draft.parent / OLD / path.name)
+    draft.replace(path)
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Let two folders swap their names at once, if the system can."""
+    """Let two files or folders swap their names at once, if the system can."""
     try:
         swap = ctypes.CDLL(None).renameat2
     except (AttributeError, OSError, TypeError):  # not Linux, or an old one

@@ -117,7 +117,7 @@ def _first_line(error: Exception) -> str:
     return " ".join(str(error).strip().split("\n")[0].split())[:300]
 
 
-def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a file of tensors to the CPU: safetensors, or what torch.save wrote, without running any code in it.
 
     Args:

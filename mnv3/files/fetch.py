@@ -33,7 +33,7 @@ WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
 LOCAL_WEIGHTS = (PACKAGE / "weights", PACKAGE.parent / "weights")  # in a wheel; in a checkout or a torch.hub copy
 
 
-def fetch(record: Checkpoint, *, cache_dir: str | os.PathLike | None = None) -> Path:
+def fetch(record: Checkpoint, *, cache_dir: str | os.PathLike[str] | None = None) -> Path:
     """A checkpoint of the catalog as a verified local file, downloaded if need be.
 
     Args:
@@ -60,7 +60,7 @@ def fetch(record: Checkpoint, *, cache_dir: str | os.PathLike | None = None) -> 
         raise WeightsError(f"{damaged}: install mnv3 again. In its place: {error}") from error
 
 
-def _in_cache(repo: str, record: Checkpoint, cache_dir: str | os.PathLike | None) -> Path | None:
+def _in_cache(repo: str, record: Checkpoint, cache_dir: str | os.PathLike[str] | None) -> Path | None:
     """The file of a known hash in the Hub's cache, under whatever revision it was put there."""
     if not record.sha256:
         return None
@@ -95,7 +95,7 @@ def fetch_hub(
     *,
     revision: str | None = None,
     sha256: str | None = None,
-    cache_dir: str | os.PathLike | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
 ) -> Path:
     """A file of a Hub repository, verified.
 
@@ -136,7 +136,7 @@ def fetch_hub(
     return _verified(download, lambda path: _damage_of_cached(path, sha256), f"{filename} of {repo}")
 
 
-def fetch_url(url: str, *, sha256: str | None = None, cache_dir: str | os.PathLike | None = None) -> Path:
+def fetch_url(url: str, *, sha256: str | None = None, cache_dir: str | os.PathLike[str] | None = None) -> Path:
     """A file behind a URL, verified, in `cache_dir` or torch.hub's folder of checkpoints; for errors see `fetch`."""
     folder = Path(cache_dir) if cache_dir else Path(torch.hub.get_dir()) / "checkpoints"
     path = folder / url.rpartition("/")[2]
@@ -197,7 +197,7 @@ def _damage_of_cached(path: Path, sha256: str | None) -> str | None:
     return None
 
 
-def locate(cfg: PretrainedCfg, *, cache_dir: str | os.PathLike | None = None) -> Path:
+def locate(cfg: PretrainedCfg, *, cache_dir: str | os.PathLike[str] | None = None) -> Path:
     """The verified local file of the weights that a configuration of timm's names.
 
     Args:

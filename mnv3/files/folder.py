@@ -43,7 +43,7 @@ def checked(arch: str, cfg: Mapping[str, Any], args: Mapping[str, Any]) -> dict[
     return _cleaned(arch, cfg)
 
 
-def read_config(folder: str | os.PathLike) -> dict[str, Any]:
+def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """config.json of a weights folder, checked.
 
     Raises:
@@ -132,7 +132,7 @@ def _as_list(names: Any) -> list[str] | None:
         return None
 
 
-def weights_in(folder: str | os.PathLike) -> Path:
+def weights_in(folder: str | os.PathLike[str]) -> Path:
     """The file of weights of a folder: model.safetensors, or the one that timm would take.
 
     Raises:

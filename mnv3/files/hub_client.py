@@ -25,7 +25,7 @@ def default_cache() -> Path | None:
     return Path(folder).expanduser() if folder else None
 
 
-def cache_folder(cache_dir: str | os.PathLike | None = None) -> Path:
+def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
     """Where the Hub's client keeps what it downloads."""
     from huggingface_hub import constants
 

@@ -109,7 +109,7 @@ MEANINGS: tuple[tuple[Callable[[Failure], bool], str | None, str | None], ...] =
 
 
 def fetching_problem(
-    error: Exception, repo: str, filename: str, revision: str | None, cache_dir: str | os.PathLike | None = None
+    error: Exception, repo: str, filename: str, revision: str | None, cache_dir: str | os.PathLike[str] | None = None
 ) -> str:
     """Why a file of a repository could not be fetched, in one line, and what to do.
 

@@ -25,7 +25,7 @@ GOLDEN_FILE = "golden.safetensors"
 
 
 def save(
-    model: nn.Module, folder: str | os.PathLike, *, half: bool = False, exist_ok: bool = False, **config: Any
+    model: nn.Module, folder: str | os.PathLike[str], *, half: bool = False, exist_ok: bool = False, **config: Any
 ) -> Path:
     """Write a weights folder: config.json in timm's format, model.safetensors, and golden inputs and logits.
 

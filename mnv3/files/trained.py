@@ -110,7 +110,7 @@ def _bn_eps(args: Mapping[str, Any]) -> float | None:
     return eps
 
 
-def read(file: str | os.PathLike, *, use_ema: bool | None = None) -> tuple[FamilyWeights, TrainingArgs]:
+def read(file: str | os.PathLike[str], *, use_ema: bool | None = None) -> tuple[FamilyWeights, TrainingArgs]:
     """The weights of a file, and what it says beside them.
 
     Args:

@@ -27,7 +27,7 @@ SHOWN = ("epochs", "batch_size", "optimizer", "lr", "schedule")  # of a recipe, 
 ELSEWHERE = ("model", "data", "mean", "std", *MACHINE_KEYS)  # of a recipe, in other parts of the card
 
 
-def card(record: Checkpoint, folder: str | os.PathLike, *, repo: str | None = None) -> str:
+def card(record: Checkpoint, folder: str | os.PathLike[str], *, repo: str | None = None) -> str:
     """The model card of a checkpoint of our own: Markdown, with the Hub's metadata at its head.
 
     Args:
@@ -73,7 +73,7 @@ def same(card: str, expected: str) -> bool:
     return (one.data.to_dict(), one.text.strip()) == (other.data.to_dict(), other.text.strip())
 
 
-def index(weights: str | os.PathLike) -> str:
+def index(weights: str | os.PathLike[str]) -> str:
     """The page on a folder of weights folders, with a table of those that are in it."""
     rows = [
         (record, *_costs(record), (folder / WEIGHTS_FILE).stat().st_size / 1e6) for record, folder in shipped(weights)
@@ -81,7 +81,7 @@ def index(weights: str | os.PathLike) -> str:
     return _render(["weights.md"], rows=rows)
 
 
-def shipped(weights: str | os.PathLike) -> Iterator[tuple[Checkpoint, Path]]:
+def shipped(weights: str | os.PathLike[str]) -> Iterator[tuple[Checkpoint, Path]]:
     """The checkpoints of our own that have a folder in `weights`, and that folder."""
     for record in CATALOG:
         folder = Path(weights) / record.name

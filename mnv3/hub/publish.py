@@ -63,7 +63,7 @@ class Push:
 
 
 def pull(
-    source: str, out: str | os.PathLike | None = None, *, revision: str | None = None, exist_ok: bool = False
+    source: str, out: str | os.PathLike[str] | None = None, *, revision: str | None = None, exist_ok: bool = False
 ) -> Path:
     """Fetch a weights folder, verified; it appears whole or not at all.
 
@@ -103,7 +103,7 @@ def pull(
 
 
 def push(
-    folder: str | os.PathLike,
+    folder: str | os.PathLike[str],
     *,
     repo: str | None = None,
     private: bool = False,

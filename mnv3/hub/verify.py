@@ -51,7 +51,7 @@ class Check:
         return f"{self.source}: ok, {self.record.name}, sha256 {self.sha256[:12]}, {self.tensors} tensors, {golden}"
 
 
-def check(folder: str | os.PathLike, record: Checkpoint | None = None, *, source: str | None = None) -> Check:
+def check(folder: str | os.PathLike[str], record: Checkpoint | None = None, *, source: str | None = None) -> Check:
     """Hold a weights folder against the catalog: hash, configuration, strict load, golden logits.
 
     Args:
@@ -91,7 +91,7 @@ def errors_call(folder: Path, name: str) -> Iterator[None]:
         raise WeightsError(text if text.startswith(name) else f"{name}: {text}") from error
 
 
-def verify(source: str | os.PathLike) -> Check:
+def verify(source: str | os.PathLike[str]) -> Check:
     """Hold weights against the catalog, wherever they are; see `check`.
 
     Args:

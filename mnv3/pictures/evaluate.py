@@ -38,12 +38,12 @@ class Metrics:
     per_class: dict[str, float]  # of those that there are pictures of
     confusion: list[list[int]]  # [true class][predicted class]
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write them as JSON."""
         write_atomically(Path(path), (json.dumps(dataclasses.asdict(self), indent=1) + "\n").encode())
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "Metrics":
+    def load(cls, path: str | os.PathLike[str]) -> "Metrics":
         """Read what `save` wrote; in files of mnv3 0.1.0, the classes are named in `per_class` alone.
 
         Raises:

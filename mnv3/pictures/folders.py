@@ -19,7 +19,7 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name in NOT_MEANT
 
 
-def find(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> Iterator[Path]:
+def find(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
     """Every file that is named, and every picture (by its ending) in the folders that are, in order of their names.
 
     Links are followed. Hidden files and folders are left out unless they are named. Of all other files that are passed

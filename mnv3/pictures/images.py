@@ -43,7 +43,7 @@ class PictureError(ValueError):
     """A file that is not a picture, or one that cannot be read; the message says why."""
 
 
-def load(path: str | os.PathLike, *, at_least: int | None = None) -> Image.Image:
+def load(path: str | os.PathLike[str], *, at_least: int | None = None) -> Image.Image:
     """A picture as upright 8-bit RGB; of an animation, its first.
 
     EXIF orientation is applied, 16- and 32-bit grey is scaled to 8 (see docs/pictures.md), and transparency is laid on
@@ -67,12 +67,12 @@ def load(path: str | os.PathLike, *, at_least: int | None = None) -> Image.Image
     return picture if turn is None else picture.transpose(turn)
 
 
-def size(path: str | os.PathLike) -> tuple[int, int]:
+def size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """Width and height in pixels, from the header alone; errors as for `load`."""
     return _read(path, lambda picture: picture.size)
 
 
-def _read(path: str | os.PathLike, get: Callable[[Image.Image], T]) -> T:
+def _read(path: str | os.PathLike[str], get: Callable[[Image.Image], T]) -> T:
     path = Path(path)
     try:
         if not stat.S_ISREG(mode := path.stat().st_mode):  # opening a FIFO would wait for a writer

@@ -32,7 +32,7 @@ class Prediction(NamedTuple):
 
 def predict(
     model: nn.Module,
-    files: str | os.PathLike | Iterable[str | os.PathLike],
+    files: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     *,
     topk: int = 5,
     batch_size: int = 32,

@@ -46,7 +46,7 @@ class PredictionFile:
 
     def __init__(
         self,
-        file: str | os.PathLike,
+        file: str | os.PathLike[str],
         settings: dict[str, Any],
         *,
         resume: bool = False,

@@ -41,11 +41,11 @@ class VariantResult(NamedTuple):
 def compare(
     models: Sequence[str],
     *,
-    bench: str | os.PathLike | None = None,
+    bench: str | os.PathLike[str] | None = None,
     latency: bool = True,
     runtime: str = "eager",
     seconds: float = 1.0,
-    path: str | os.PathLike | None = None,
+    path: str | os.PathLike[str] | None = None,
     dark: bool = False,
 ) -> "Figure":
     """Draw accuracy against MACs and against latency; and an ablation, mean and standard deviation over its seeds.
@@ -75,7 +75,7 @@ def compare(
 def collect(
     models: Sequence[str],
     *,
-    bench: str | os.PathLike | None = None,
+    bench: str | os.PathLike[str] | None = None,
     latency: bool = True,
     runtime: str = "eager",
     seconds: float = 1.0,

@@ -36,11 +36,11 @@ class Activations(NamedTuple):
 
 
 def features(
-    picture: str | os.PathLike | Image.Image,
+    picture: str | os.PathLike[str] | Image.Image,
     model: nn.Module,
     *,
     what: str | None = None,
-    path: str | os.PathLike | None = None,
+    path: str | os.PathLike[str] | None = None,
     dark: bool = False,
 ) -> "Figure":
     """Draw the feature maps of every stage, and the gates of every squeeze-and-excite.
@@ -74,7 +74,7 @@ def features(
     return style.figure(rows, path=path, dark=dark)
 
 
-def compute_activations(picture: str | os.PathLike | Image.Image, model: MobileNetV3) -> Activations:
+def compute_activations(picture: str | os.PathLike[str] | Image.Image, model: MobileNetV3) -> Activations:
     """Run a network on a picture (a file, or a PIL picture).
 
     Raises:

@@ -33,11 +33,11 @@ class Explanation(NamedTuple):
 
 
 def why(
-    picture: str | os.PathLike | Image.Image,
+    picture: str | os.PathLike[str] | Image.Image,
     model: nn.Module,
     *,
     class_: int | str | None = None,
-    path: str | os.PathLike | None = None,
+    path: str | os.PathLike[str] | None = None,
     dark: bool = False,
 ) -> "Figure":
     """Draw where a model sees a class in a picture, and its five most likely classes.
@@ -64,7 +64,7 @@ def why(
 
 
 def explain(
-    picture: str | os.PathLike | Image.Image, model: nn.Module, *, class_: int | str | None = None
+    picture: str | os.PathLike[str] | Image.Image, model: nn.Module, *, class_: int | str | None = None
 ) -> Explanation:
     """Grad-CAM (Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391) of the last map before the pool.
 

@@ -28,7 +28,7 @@ def inspectable(model: nn.Module) -> MobileNetV3:
     return model
 
 
-def input_and_view(picture: str | os.PathLike | Image.Image, model: MobileNetV3) -> tuple[Tensor, np.ndarray]:
+def input_and_view(picture: str | os.PathLike[str] | Image.Image, model: MobileNetV3) -> tuple[Tensor, np.ndarray]:
     """A picture preprocessed for a model, and the same part of it to be shown.
 
     Args:

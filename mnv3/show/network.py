@@ -62,7 +62,7 @@ def arch(
     *,
     size: int | None = None,
     block: int | None = None,
-    path: str | os.PathLike | None = None,
+    path: str | os.PathLike[str] | None = None,
     dark: bool = False,
 ) -> "Figure":
     """Draw the network as the paper does: its table with what every row costs, and a bottleneck.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ..catalog import CATALOG
 from ..factory import load_checkpoint
 from ..figures import style
+from ..files.atomic import write_atomically
 from ..files.saving import CONFIG_FILE
 from ..text import printable
 from ..train.results import PARTS, Results, read
@@ -69,11 +70,11 @@ class Section(NamedTuple):
 
 
 def report(
-    folder: str | os.PathLike,
-    path: str | os.PathLike | None = None,
+    folder: str | os.PathLike[str],
+    path: str | os.PathLike[str] | None = None,
     *,
     compare: Sequence[str] = (),
-    bench: str | os.PathLike | None = None,
+    bench: str | os.PathLike[str] | None = None,
     data: str | None = None,
     data_dir: str | None = None,
 ) -> Path:
@@ -122,7 +123,7 @@ def report(
         version=__version__,
         folder=results.folder,
     )
-    style.write(path, content.encode())
+    write_atomically(path, content.encode())
     return path
 
 
@@ -208,7 +209,7 @@ def _what_it_sees(results: Results) -> Section:
     return Section("What it sees", "sees", figures=figures)
 
 
-def _comparison(results: Results, compare: Sequence[str], bench: str | os.PathLike | None) -> list[style.Row]:
+def _comparison(results: Results, compare: Sequence[str], bench: str | os.PathLike[str] | None) -> list[style.Row]:
     """The run beside other models."""
     data = point(str(results.folder)).data
     ours = [record.name for record in CATALOG if record.data == data and record.top1]

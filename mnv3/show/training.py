@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 def run(
-    folder: str | os.PathLike,
+    folder: str | os.PathLike[str],
     *,
     what: Sequence[str] = PARTS,
     data: str | None = None,
     data_dir: str | None = None,
-    path: str | os.PathLike | None = None,
+    path: str | os.PathLike[str] | None = None,
     dark: bool = False,
 ) -> "Figure":
     """Draw a run that `mnv3 finetune` wrote.

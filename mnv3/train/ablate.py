@@ -35,9 +35,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def ablate(
-    recipe: str | os.PathLike,
+    recipe: str | os.PathLike[str],
     *,
-    out: str | os.PathLike = "runs/ablation",
+    out: str | os.PathLike[str] = "runs/ablation",
     seeds: Sequence[int] = (0, 1),
     variants: Sequence[str] = tuple(VARIANTS),
     **overrides: Any,
@@ -96,7 +96,7 @@ def ablate(
     return text
 
 
-def _top1(recipe: str | os.PathLike, folder: Path, variant: str, seed: int, overrides: dict[str, Any]) -> float:
+def _top1(recipe: str | os.PathLike[str], folder: Path, variant: str, seed: int, overrides: dict[str, Any]) -> float:
     """The test accuracy of a run, which is trained if it is not done."""
     if not (folder / TEST_FILE).is_file():
         logger.info("%s, seed %d", variant, seed)

@@ -44,9 +44,9 @@ MAX_SKIPPED = 20  # updates in a row without a finite gradient, after which a sm
 
 
 def finetune(
-    recipe: str | os.PathLike | Recipe,
+    recipe: str | os.PathLike[str] | Recipe,
     *,
-    out: str | os.PathLike | None = None,
+    out: str | os.PathLike[str] | None = None,
     resume: bool = False,
     **overrides: Any,
 ) -> Path:

@@ -7,25 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-try:
-    import fcntl
-except ImportError:  # Windows: there is no lock
-    fcntl = None
+from ..files import locks
 
 logger = logging.getLogger(__name__)
 LOCK_FILE = ".lock"
-_held: set[int] = set()  # descriptors
-
-
-def _let_go() -> None:
-    """In a child: workers that outlive a killed training for some seconds must not keep its lock."""
-    for descriptor in _held:
-        os.close(descriptor)
-    _held.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go)
 
 
 @contextmanager
@@ -44,44 +29,44 @@ def locked(folder: Path) -> Iterator[None]:
         raise FileExistsError(f"{folder} is a file: choose another folder (--out)")
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    descriptor = _acquire(folder / LOCK_FILE)
+    lock = _acquire(folder / LOCK_FILE)
     try:
         yield
     finally:
-        if descriptor is not None:
+        if lock is not None:
             (folder / LOCK_FILE).unlink(missing_ok=True)
-            _held.discard(descriptor)
-            os.close(descriptor)
+            locks.release(lock)
         with suppress(OSError):
             for path in made:
                 path.rmdir()
 
 
 def _acquire(file: Path) -> int | None:
-    if fcntl is None:
-        return None
+    """Lock a file that says which process has it; None, with a warning, where that cannot be."""
     while True:
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(descriptor), file.stat()):
-                break
-        except FileNotFoundError:
-            pass
+            lock = locks.acquire(file, create=True)
+        except FileNotFoundError:  # the process before has just removed it
+            continue
         except BlockingIOError:
-            owner = os.read(descriptor, 500).decode(errors="replace").strip() or "another process"
-            os.close(descriptor)
+            owner = _owner(file) or "another process"
             raise FileExistsError(
                 f"{file.parent} is in use by {owner}: wait until it ends, or choose another folder (--out)"
             ) from None
-        except OSError as error:
-            os.close(descriptor)
+        except locks.NoLocksError as error:
             file.unlink(missing_ok=True)
             logger.warning("%s cannot be locked (%s): start no second training in it", file.parent, error.strerror)
             return None
-        os.close(descriptor)  # the process before has just removed this file
-    _held.add(descriptor)
-    with suppress(OSError):  # a full disk
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-    return descriptor
+        break
+    if lock is not None:
+        with suppress(OSError):  # a full disk
+            os.ftruncate(lock, 0)
+            os.write(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    return lock
+
+
+def _owner(file: Path) -> str:
+    try:
+        return file.read_bytes()[:500].decode(errors="replace").strip()
+    except OSError:
+        return ""

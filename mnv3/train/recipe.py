@@ -192,7 +192,7 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-def find(name: str | os.PathLike) -> Path:
+def find(name: str | os.PathLike[str]) -> Path:
     """The file of a recipe: one that exists, or one of the package by name.
 
     Raises:
@@ -206,7 +206,7 @@ def find(name: str | os.PathLike) -> Path:
     raise ValueError(f"no recipe {str(name)!r}: no such .yaml file, none of the package. {choices(str(name), names())}")
 
 
-def load(name: str | os.PathLike, **overrides: Any) -> Recipe:
+def load(name: str | os.PathLike[str], **overrides: Any) -> Recipe:
     """A recipe by file or by its name in the package.
 
     Args:

@@ -80,7 +80,7 @@ def write(
 
 
 def read(
-    folder: str | os.PathLike, *, what: Sequence[str] = PARTS, data: str | None = None, data_dir: str | None = None
+    folder: str | os.PathLike[str], *, what: Sequence[str] = PARTS, data: str | None = None, data_dir: str | None = None
 ) -> Results:
     """Read as much of a run's folder as some parts of its picture need.
 

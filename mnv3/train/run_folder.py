@@ -17,6 +17,7 @@ import io
 import json
 import logging
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -29,7 +30,7 @@ from safetensors.torch import save as as_bytes
 from torch import Tensor
 
 from ..errors import TrainingStopped, WeightsError
-from ..files.atomic import write_atomically
+from ..files.atomic import is_draft, new_folder, remove_dead_drafts, write_atomically
 from ..files.checkpoint import digest, read_checkpoint
 from ..files.saving import plain_tensors
 from .folder_lock import LOCK_FILE
@@ -38,6 +39,10 @@ from .recipe import Recipe, load
 
 logger = logging.getLogger(__name__)
 RECIPE_FILE, DATA_FILE, LOG_FILE, TEST_FILE = "recipe.yaml", "data.json", "log.csv", "test.json"
+OLD_DRAFT = re.compile(
+    r"\.draft-\d+|\.((recipe\.yaml|log\.csv|test\.json|config\.json|(best|model|golden)\.safetensors)"
+    r"|(curves|confusion)\.png)\.\d+"
+)
 # What may differ between the parts of one training.
 MACHINE_KEYS = ("data_dir", "download", "workers")
 # Of a checkpoint's state, which 0.1.0 wrote too.
@@ -48,7 +53,7 @@ STATE_KEYS |= {"optimizer": dict, "scheduler": dict, "scaler": dict}
 class Run:
     """A run's folder. Nothing is ever half-written in it under a final name."""
 
-    def __init__(self, folder: str | os.PathLike) -> None:
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
         self.checkpoints = self.folder / "checkpoints"
         self.best = self.checkpoints / "best.safetensors"
@@ -76,7 +81,7 @@ class Run:
         """Whether this is more than a training leaves that was killed before it had written its recipe."""
         if path == self.checkpoints:
             return not path.is_dir() or any(map(self._counts, path.iterdir()))
-        return path.name != LOCK_FILE and not _is_draft(path)
+        return path.name != LOCK_FILE and not is_draft(path) and not _is_old_draft(path)
 
     def check_pictures(self, inventory: Mapping[str, Any]) -> None:
         """Raise if the run has learnt from other pictures.
@@ -117,8 +122,10 @@ class Run:
                 write_atomically(file, json.dumps(inventory).encode())
         with self.writing(self.checkpoints):
             self.checkpoints.mkdir(exist_ok=True)
-        for draft in filter(_is_draft, [*self.folder.iterdir(), *self.checkpoints.iterdir()]):
-            _remove(draft)
+        for folder in (self.folder, self.checkpoints):
+            remove_dead_drafts(folder)
+            for draft in filter(_is_old_draft, list(folder.iterdir())):
+                _remove(draft)
 
     @contextmanager
     def writing(self, path: Path) -> Iterator[Path]:
@@ -149,22 +156,16 @@ class Run:
         Raises:
             TrainingStopped: The disk is full, for instance; the checkpoint before stays.
         """
-        final, draft = self.checkpoints / f"last-{updates}", self.checkpoints / f".draft-{updates}"
+        final = self.checkpoints / f"last-{updates}"
         if final.exists():
             return
         contents = {f"{name}.safetensors": as_bytes(plain_tensors(tensors)) for name, tensors in weights.items()}
         sha256 = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
         plain = io.BytesIO()
         torch.save(state | {"sha256": sha256}, plain)
-        with self.writing(final):
-            try:
-                _remove(draft)
-                draft.mkdir()
-                for name, content in (contents | {"state.pt": plain.getvalue()}).items():
-                    write_atomically(draft / name, content)
-                draft.replace(final)
-            finally:
-                _remove(draft)
+        with self.writing(final), new_folder(final.absolute()) as draft:
+            for name, content in (contents | {"state.pt": plain.getvalue()}).items():
+                (draft / name).write_bytes(content)
         for old in self.checkpoints.glob("last-*"):
             if old != final:
                 _remove(old)
@@ -220,11 +221,9 @@ class Run:
             write_atomically(file, text.getvalue().encode())
 
 
-def _is_draft(path: Path) -> bool:
-    """Whether this is what is being written, or was when its process was killed, and nothing of the user's."""
-    names = (RECIPE_FILE, DATA_FILE, LOG_FILE, TEST_FILE, "best.safetensors", "config.json", "model.safetensors")
-    names += ("golden.safetensors", "curves.png", "confusion.png")
-    return path.name.startswith(tuple(f".{name}." for name in names)) or path.name.startswith(".draft-")
+def _is_old_draft(path: Path) -> bool:
+    """Whether this is a draft as mnv3 0.1.0 named them, and nothing of the user's."""
+    return OLD_DRAFT.fullmatch(path.name) is not None
 
 
 def _remove(path: Path) -> None:

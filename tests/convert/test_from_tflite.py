@@ -219,7 +219,7 @@ def test_channels_first(tmp_path):
     import litert_torch
 
     model, x = tiny(), pictures()
-    with mnv3.deploy.runtime.quiet():
+    with mnv3.deploy.packages.quiet():
         litert_torch.convert(model, (x[:1],)).export(str(tmp_path / "in.tflite"))
     foreign = reading.read(tmp_path / "in.tflite")
     np.testing.assert_allclose(logits(built(foreign), x), run(tmp_path / "in.tflite", x.numpy()), rtol=0, atol=1e-5)

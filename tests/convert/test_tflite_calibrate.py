@@ -38,7 +38,7 @@ def float_file(tmp_path_factory):
     import litert_torch
 
     file, x = tmp_path_factory.mktemp("litert") / "float.tflite", pictures(count=1)
-    with mnv3.deploy.runtime.quiet():
+    with mnv3.deploy.packages.quiet():
         last = litert_torch.to_channel_last_io(tiny(), args=[0]).eval()
         litert_torch.convert(last, (torch.from_numpy(channels_last(x)),)).export(str(file))
     return file
@@ -59,7 +59,7 @@ def quantise(source, file, which, x):
     from ai_edge_quantizer import qtyping, quantizer
 
     kinds = ["ALL_SUPPORTED"] if which == "everything" else ["CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"]
-    with mnv3.deploy.runtime.quiet():
+    with mnv3.deploy.packages.quiet():
         tool = quantizer.Quantizer(str(source))
         for kind in (qtyping.TFLOperationName[kind] for kind in kinds):
             if which == "weights":

@@ -1,11 +1,11 @@
 """Open damaged files one after the other, in a process of its own, and say of each how it went.
 
-    python worker.py KIND FOLDER
+    python worker.py KIND FOLDER...
 
-FOLDER has files or folders 0, 1, 2 ... each with a damaged copy, and `whole` with the copy that is not. A JSON line for
-each case: `outcome` is 'refused' (one line of ours), 'same' (the answers of the whole copy), 'other' (finite answers,
-but others), or a fault: 'raw' (an exception that is none of ours, or of several lines), 'nan', 'acted' (it started a
-process, opened a socket or wrote a file). `seconds` and `megabytes` say what it took.
+A FOLDER has files or folders 0, 1, 2 ... each with a damaged copy, and `whole` with the copy that is not. A JSON line
+for each case goes into its file `results`: `outcome` is 'refused' (one line of ours), 'same' (the answers of the whole
+copy), 'other' (finite answers, but others), or a fault: 'raw' (an exception that is none of ours, or of several lines),
+'nan', 'acted' (it started a process, opened a socket or wrote a file). `seconds` and `megabytes` say what it took.
 """
 
 import json
@@ -120,7 +120,7 @@ def attempt(opener: Any, path: Path, expected: torch.Tensor | None) -> dict[str,
     before, start = reset_peak(), time.monotonic()
     acts.clear()
     try:
-        found = opener(path)
+        answers = opener(path)
     except OURS as error:
         outcome = {"outcome": "refused" if "\n" not in str(error).strip() and str(error) else "raw"}
         outcome |= {"said": f"{type(error).__name__}: {error}"}
@@ -131,35 +131,36 @@ def attempt(opener: Any, path: Path, expected: torch.Tensor | None) -> dict[str,
             "trace": traceback.format_exc()[-1500:],
         }
     else:
-        if not found.isfinite().all():
+        if not answers.isfinite().all():
             outcome = {"outcome": "nan"}
-        elif expected is None or (found.shape == expected.shape and torch.allclose(found, expected, atol=1e-5)):
+        elif expected is None or (answers.shape == expected.shape and torch.allclose(answers, expected, atol=1e-5)):
             outcome = {"outcome": "same"}
         else:
             outcome = {"outcome": "other"}
         if expected is None:
-            outcome["found"] = found
+            outcome["answers"] = answers
     if acts:
         outcome = {"outcome": "acted", "said": "; ".join(acts)}
     return outcome | {"seconds": round(time.monotonic() - start, 2), "megabytes": peak() - before}
 
 
-def main(kind: str, folder: Path) -> None:
-    """Open all of them; results go to `results` in the folder, as libraries print to stdout."""
+def main(kind: str, *folders: Path) -> None:
+    """Open all of them; results go to files, as libraries print to stdout."""
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     opener = OPENERS[kind]
-    whole = attempt(opener, next(folder.glob("whole*")), None)
-    expected = whole.pop("found", None)
+    whole = [attempt(opener, next(folder.glob("whole*")), None) for folder in folders]  # which imports the libraries
     sys.addaudithook(watch)
-    names = sorted((path for path in folder.iterdir() if path.stem.isdigit()), key=lambda path: int(path.stem))
-    with open(os.open(folder / "results", os.O_WRONLY | os.O_CREAT | os.O_APPEND), "w") as results:
-        print(json.dumps({"case": "whole"} | whole), file=results, flush=True)
-        for path in names:
-            print(json.dumps({"case": path.name, "outcome": "died"}), file=results, flush=True)
-            print(json.dumps({"case": path.name} | attempt(opener, path, expected)), file=results, flush=True)
+    for folder, first in zip(folders, whole, strict=True):
+        expected = first.pop("answers", None)
+        names = sorted((path for path in folder.iterdir() if path.stem.isdigit()), key=lambda path: int(path.stem))
+        with open(os.open(folder / "results", os.O_WRONLY | os.O_CREAT | os.O_APPEND), "w") as results:
+            print(json.dumps({"case": "whole"} | first), file=results, flush=True)
+            for path in names:
+                print(json.dumps({"case": path.name, "outcome": "died"}), file=results, flush=True)
+                print(json.dumps({"case": path.name} | attempt(opener, path, expected)), file=results, flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], *map(Path, sys.argv[2:]))

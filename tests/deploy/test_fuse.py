@@ -1,9 +1,12 @@
 """fuse(): the same outputs from fewer operators."""
 
+import copy
+
 import pytest
 import timm
 import torch
 from conftest import randomize
+from exports import net
 from safetensors.torch import load_file
 from timm.utils import freeze, unfreeze
 from torch import nn
@@ -46,7 +49,7 @@ def test_feature_extractors_can_be_fused():
 
 
 def test_fused_model_can_be_scripted_and_exported():
-    fused = mnv3.fuse(randomize(timm.create_model("mnv3_small")))
+    fused = mnv3.fuse(net())
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(torch.jit.script(fused)(x), fused(x))
@@ -75,7 +78,7 @@ STEPS = {
 @pytest.mark.parametrize("step", STEPS)
 def test_frozen_norms(tmp_path, step):
     """As timm.utils.freeze and torchvision's detection models leave them: folded, saved, exported."""
-    model = randomize(mnv3.create_model("mnv3_small_cifar"))
+    model = copy.deepcopy(net())
     x = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
         expected = model(x)
@@ -94,7 +97,7 @@ def test_frozen_norms(tmp_path, step):
         torch.testing.assert_close(mnv3.load_checkpoint(folder).eval()(x), expected, rtol=1e-5, atol=1e-6)
     saved = load_file(folder / "model.safetensors")
     assert all(saved[key] == 0 for key in saved if key.endswith("num_batches_tracked"))
-    assert saved.keys() == timm.create_model("mnv3_small_cifar").state_dict().keys()
+    assert saved.keys() == net().state_dict().keys()
     assert mnv3.deploy.load(exported.file).metadata["sha256"] == digest(folder / "model.safetensors")
 
 
@@ -130,7 +133,7 @@ def parametrize_last(model):
 @pytest.mark.parametrize("with_gradients", [True, False])
 @pytest.mark.parametrize(("change", "advice"), [(prune_last, "prune.remove"), (parametrize_last, "parametrizations")])
 def test_weights_that_are_computed_in_every_call(tmp_path, change, advice, with_gradients):
-    model = randomize(mnv3.create_model("mnv3_small_cifar"))
+    model = copy.deepcopy(net())
     change(model)
     with torch.set_grad_enabled(with_gradients):
         expected = model(torch.ones(1, 3, 32, 32)).detach()

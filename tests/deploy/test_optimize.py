@@ -6,11 +6,12 @@ import sys
 import pytest
 import torch
 from conftest import needs, randomize
+from exports import net
 from PIL import Image
 from torch import nn
 
 import mnv3
-from mnv3.deploy import FORMATS, Choice, Optimized, onednn, optimize, runtime, timing
+from mnv3.deploy import FORMATS, Choice, Optimized, fastest, onednn, optimize, runtime, timing
 from mnv3.deploy.fastest import CANDIDATES
 
 
@@ -20,7 +21,7 @@ def seeded(name, **kwargs):
 
 @pytest.fixture(scope="module")
 def model():
-    return seeded("mnv3_small_cifar")
+    return net()
 
 
 def close(a, b):
@@ -28,8 +29,14 @@ def close(a, b):
 
 
 @pytest.mark.skipif(not onednn.available(), reason="this PyTorch has no oneDNN")
-@pytest.mark.parametrize("name", ["mnv3_small_cifar", "mnv3_small_tf", "mnv3_large_minimal", "mnv3_large_075_tf"])
-@pytest.mark.parametrize("options", [{}, {"se_order": "se-act", "in_chans": 1}], ids=["plain", "se-act"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("mnv3_small_cifar", {}),
+        ("mnv3_small_tf", {"se_order": "se-act", "in_chans": 1}),
+        ("mnv3_large_minimal", {"in_chans": 1}),
+    ],
+)
 def test_packed_for_onednn(name, options):
     model = seeded(name, num_classes=7, **options)
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -42,7 +49,13 @@ def test_packed_for_onednn(name, options):
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("candidate", [name for name in CANDIDATES if name != "compile"])
+@pytest.mark.parametrize(
+    "candidate",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in ("openvino", "tflite", "compile") else ())
+        for name in CANDIDATES
+    ],
+)
 def test_every_candidate(model, candidate):
     if candidate in FORMATS:
         needs(candidate)
@@ -59,17 +72,9 @@ def test_every_candidate(model, candidate):
     close(optimize(model, choice=again)(x), fast(x))
 
 
-@pytest.mark.slow
-def test_compiled(model):
-    fast = optimize(model, candidates=["compile"])
-    x = torch.randn(1, 3, 32, 32)
-    close(fast(x), model(x))
-
-
 def test_takes_the_fastest(model, monkeypatch):
     took = {"eager": 3.0, "fused": 1.0, "onednn": 2.0}
-    module = sys.modules["mnv3.deploy.optimize"]  # the package has the function under this name
-    monkeypatch.setattr(module, "interleaved", lambda runs, x: {name: [took[name]] for name in runs})
+    monkeypatch.setattr(fastest, "interleaved", lambda runs, x: {name: [took[name]] for name in runs})
     choice = optimize(model, candidates=["eager", "fused", "onednn"]).choice
     assert choice == Choice("fused", (1, 3, 32, 32), torch.get_num_threads(), took)
 

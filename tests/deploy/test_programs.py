@@ -8,10 +8,9 @@ import pickle
 
 import pytest
 import torch
-from conftest import needs, randomize
+from exports import exported, net
 
-import mnv3
-from mnv3.deploy import export, load
+from mnv3.deploy import load
 from mnv3.deploy.seal import seal
 from mnv3.errors import WeightsError
 
@@ -29,28 +28,19 @@ class Evil:
 
 
 @pytest.fixture(scope="module")
-def net():
-    return randomize(mnv3.create_model("mnv3_small_cifar", width=0.35))
-
-
-@pytest.fixture(scope="module")
-def metadata(net, tmp_path_factory):
-    file = tmp_path_factory.mktemp("scripted") / "net.torchscript"
-    export(net, file, to="torchscript")
-    return json.dumps(load(file).metadata)
+def metadata():
+    return json.dumps(load(exported("torchscript")[0]).metadata)
 
 
 # --- pt2
 
 
 @pytest.fixture(scope="module")
-def records(net, tmp_path_factory):
+def records():
     """What an export has in its archive."""
     from torch.export.pt2_archive._package import PT2ArchiveReader
 
-    file = tmp_path_factory.mktemp("exported") / "net.pt2"
-    export(net, file, to="pt2", dynamic=("batch", "size"))
-    reader = PT2ArchiveReader(str(file))
+    reader = PT2ArchiveReader(str(exported("pt2")[0]))
     return {name: reader.read_bytes(name) for name in reader.get_file_names() if not name.startswith((".data", "byte"))}
 
 
@@ -70,9 +60,9 @@ def pickled(path):
     return buffer.getvalue()
 
 
-def test_the_archive_itself_is_good(records, net, tmp_path):
+def test_the_archive_itself_is_good(records, tmp_path):
     x = torch.randn(2, 3, 32, 32)
-    torch.testing.assert_close(load(pt2(records, tmp_path / "a.pt2"))(x), net(x).detach(), rtol=0, atol=1e-4)
+    torch.testing.assert_close(load(pt2(records, tmp_path / "a.pt2"))(x), net()(x).detach(), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["data/weights/model.pt", "data/constants/model.pt", "data/sample_inputs/model.pt"])
@@ -89,7 +79,7 @@ def test_pickles(records, tmp_path, name, fails):
     assert made.is_dir(), "PyTorch does run it"
 
 
-def test_pickled_tensors_are_no_pickles_of_code(records, net, tmp_path):
+def test_pickled_tensors_are_no_pickles_of_code(records, tmp_path):
     """As PyTorch before 2.10 stored them."""
     older, buffer = dict(records), io.BytesIO()
     state = torch.export.load(pt2(records, tmp_path / "a.pt2")).state_dict
@@ -97,8 +87,8 @@ def test_pickled_tensors_are_no_pickles_of_code(records, net, tmp_path):
     for name in [name for name in older if name.startswith("data/weights/")]:
         del older[name]
     x = torch.randn(1, 3, 32, 32)
-    found = load(pt2(older | {"data/weights/model.pt": buffer.getvalue()}, tmp_path / "b.pt2"))(x)
-    torch.testing.assert_close(found, net(x).detach(), rtol=0, atol=1e-4)
+    logits = load(pt2(older | {"data/weights/model.pt": buffer.getvalue()}, tmp_path / "b.pt2"))(x)
+    torch.testing.assert_close(logits, net()(x).detach(), rtol=0, atol=1e-4)
 
 
 def test_weights_that_say_that_they_are_pickles(records, tmp_path):
@@ -196,14 +186,14 @@ def test_the_first_of_these_does_run_in_pytorch(records, tmp_path, monkeypatch):
     assert (tmp_path / "made").is_dir()
 
 
-def test_what_pt2_would_look_up_is_left_out_or_refused(records, net, tmp_path):
+def test_what_pt2_would_look_up_is_left_out_or_refused(records, tmp_path):
     def guards(program):
         program["guards_code"] = ["__import__('os').mkdir('made')"]
         program["graph_module"]["graph"]["nodes"][0]["metadata"] = {"source_fn_stack": "x,torch.hub.load"}
 
     x = torch.randn(1, 3, 32, 32)
-    found = load(pt2(changed(records, guards), tmp_path / "a.pt2"))(x)
-    torch.testing.assert_close(found, net(x).detach(), rtol=0, atol=1e-4)
+    logits = load(pt2(changed(records, guards), tmp_path / "a.pt2"))(x)
+    torch.testing.assert_close(logits, net()(x).detach(), rtol=0, atol=1e-4)
 
     def tree(program):
         spec = '[1, {"type": "collections.namedtuple", "context": "\\"os\\"", "children_spec": []}]'
@@ -332,16 +322,15 @@ def test_other_torchscript(metadata, tmp_path):
 # --- ONNX
 
 
-def test_weights_of_onnx_outside_the_file(net, tmp_path, monkeypatch):
+def test_weights_of_onnx_outside_the_file(tmp_path, monkeypatch):
     """A file of someone else's is not read, wherever the program was started."""
-    needs("onnx")
+    source, _ = exported("onnx")
     import onnx
 
-    export(net, tmp_path / "a.onnx", to="onnx")
     (tmp_path / "secret").write_bytes(bytes(10_000_000))
     monkeypatch.chdir(tmp_path)
     for location in ("secret", "/etc/passwd", "../secret"):
-        model = onnx.load(tmp_path / "a.onnx")
+        model = onnx.load(source)
         tensor = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
         size = str(len(tensor.raw_data))
         tensor.ClearField("raw_data")

@@ -6,16 +6,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from conftest import needs, randomize
+from exports import exported, net
 
 import mnv3
-from mnv3.deploy import FORMATS, export, load, optimize
+from mnv3.deploy import FORMATS, load, optimize
 from mnv3.deploy.fastest import CANDIDATES
-from mnv3.deploy.runtime import Pool, quiet
+from mnv3.deploy.packages import quiet
+from mnv3.deploy.runtime import Pool
 from mnv3.layers import evaluating
 
 THREADS, CALLS = 4, 60
-SLOW = ("tflite", "executorch", "ncnn", "compile")
+SLOW = ("tflite", "executorch", "compile")
 
 
 def each(names):
@@ -23,22 +24,14 @@ def each(names):
 
 
 @pytest.fixture(scope="module")
-def net():
-    model = randomize(mnv3.create_model("mnv3_small_cifar", width=0.5))
-    with torch.no_grad():
-        model.classifier.weight *= 4
-    return model
-
-
-@pytest.fixture(scope="module")
 def pictures():
     return torch.randn(8, 1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
-def wrong_answers(run, net, pictures):
+def wrong_answers(run, pictures):
     """Of THREADS times CALLS, each for a picture of its own turn."""
     with torch.inference_mode():
-        expected = [net(x) for x in pictures]
+        expected = [net()(x) for x in pictures]
     start = threading.Barrier(THREADS)
 
     def work(thread):
@@ -55,29 +48,23 @@ def wrong_answers(run, net, pictures):
 
 
 @pytest.mark.parametrize("to", each([name for name in FORMATS if name != "coreml"]))
-def test_exported_files(net, pictures, tmp_path, to):
-    needs(to)
-    file = tmp_path / f"net{FORMATS[to].suffix}"
-    export(net, file, to=to)
-    assert wrong_answers(load(file), net, pictures) == 0
+def test_exported_files(pictures, to):
+    assert wrong_answers(load(exported(to)[0]), pictures) == 0
 
 
-@pytest.mark.parametrize("candidate", each(CANDIDATES))
-def test_optimized_models(net, pictures, candidate):
-    if candidate in FORMATS:
-        needs(candidate)
-    fast = optimize(net, candidates=[candidate])
-    assert wrong_answers(fast, net, pictures) == 0
-    assert wrong_answers(fast, net, torch.cat((pictures, pictures[:, :, :, :24]), 3)) == 0, "of another shape"
+@pytest.mark.parametrize("candidate", each([name for name in CANDIDATES if name not in FORMATS]))
+def test_optimized_models(pictures, candidate):
+    fast = optimize(net(), candidates=[candidate])
+    assert wrong_answers(fast, pictures) == 0
+    assert wrong_answers(fast, torch.cat((pictures, pictures[:, :, :, :24]), 3)) == 0, "of another shape"
 
 
-def test_files_opened_at_once(net, pictures, tmp_path):
+def test_files_opened_at_once(pictures):
     """With the terminal as it was afterwards."""
-    file, before = tmp_path / "net.torchscript", [os.fstat(number).st_ino for number in (1, 2)]
-    export(net, file, to="torchscript")
+    (file, _), before = exported("torchscript"), [os.fstat(number).st_ino for number in (1, 2)]
     with ThreadPoolExecutor(THREADS) as pool, torch.inference_mode():
         for model in pool.map(load, [file] * 8):
-            torch.testing.assert_close(model(pictures[0]), net(pictures[0]), rtol=0, atol=1e-4)
+            torch.testing.assert_close(model(pictures[0]), net()(pictures[0]), rtol=0, atol=1e-4)
     assert [os.fstat(number).st_ino for number in (1, 2)] == before
 
 

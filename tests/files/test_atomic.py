@@ -1,5 +1,6 @@
 """Files and folders appear whole or not at all, whenever a process is killed; and drafts of the dead go."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -7,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mnv3.files import atomic
+from mnv3.files import atomic, locks
 
-pytestmark = pytest.mark.skipif(atomic.fcntl is None, reason="needs locks of files")
+pytestmark = pytest.mark.skipif(locks.fcntl is None, reason="needs locks of files")
 NAMES = ("config.json", "model.safetensors")
 
 
@@ -175,6 +176,45 @@ def test_an_empty_folder_is_filled(tmp_path):
     assert texts(tmp_path / "out") == dict.fromkeys(NAMES, "new")
 
 
+def test_what_is_written_beside_a_file_is_there_first(tmp_path, monkeypatch):
+    """A .bin goes with its .xml; a folder among them replaces a folder."""
+    order, rename = [], atomic._rename
+    monkeypatch.setattr(atomic, "_rename", lambda draft, path: order.append(path.name) or rename(draft, path))
+    for text in ("old", "new"):
+        with atomic.new_file(tmp_path / "b.xml") as draft:
+            draft.write_text(text)
+            draft.with_suffix(".bin").write_text(text)
+            (draft.parent / "c").mkdir()
+            (draft.parent / "c" / text).touch()
+        assert sorted(order[-3:]) == ["b.bin", "b.xml", "c"]
+        assert order[-1] == "b.xml"
+        assert [(tmp_path / name).read_text() for name in ("b.xml", "b.bin")] == [text, text]
+        assert [path.name for path in (tmp_path / "c").iterdir()] == [text]
+    assert drafts(tmp_path) == []
+
+
+def test_a_folder_is_not_replaced_by_a_file(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").touch()
+    with pytest.raises(IsADirectoryError) as caught:
+        atomic.write_atomically(tmp_path / "out", b"file")
+    assert caught.value.filename == str(tmp_path / "out"), "not the draft's"
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine"]
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    """Then no one can tell the drafts of the dead, and they stay."""
+
+    def refused(descriptor, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    killed_in(write_and_die, tmp_path / "out", "dead")
+    monkeypatch.setattr(locks.fcntl, "flock", refused)
+    write(tmp_path / "out", "whole")
+    assert texts(tmp_path / "out") == dict.fromkeys(NAMES, "whole")
+    assert len(drafts(tmp_path)) == 1
+
+
 def test_an_error_leaves_nothing(tmp_path):
     def fail():
         with atomic.new_file(tmp_path / "x") as draft:
@@ -193,7 +233,7 @@ def test_all_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     monkeypatch.setattr(atomic, "_sync", lambda path: events.append(path.name) or sync(path))
     monkeypatch.setattr(Path, "replace", lambda self, other: events.append("rename") or replace(self, other))
     write(tmp_path / "out", "new")
-    assert sorted(events[:3]) == sorted([*NAMES, "new"])
+    assert sorted(events[:3]) == sorted([*NAMES, "out"])
     assert events[3:] == ["rename", tmp_path.name]
     events.clear()
     atomic.write_atomically(tmp_path / "x", b"1")

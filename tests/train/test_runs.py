@@ -10,7 +10,6 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
 from PIL import Image
 from trainings import Killed, last, same, tensors
 
@@ -170,9 +169,10 @@ def test_a_run_of_0_1_0_goes_on_with_a_notice(begun, cut, caplog):
 def holder(tmp_path):
     """Start a process that holds a folder, and has a child that outlives it."""
     code = """
-import os, runpy, sys, time
+import os, sys, time
 from pathlib import Path
-with runpy.run_path(sys.argv[1])["locked"](Path(sys.argv[2])):
+from mnv3.train.folder_lock import locked
+with locked(Path(sys.argv[1])):
     child = os.fork()
     if child: print(child, flush=True)
     time.sleep(100)
@@ -180,8 +180,7 @@ with runpy.run_path(sys.argv[1])["locked"](Path(sys.argv[2])):
     started = []
 
     def start(folder):
-        command = [sys.executable, "-c", code, str(ROOT / "mnv3" / "train" / "folder_lock.py"), str(folder)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True)
         started.append((process, int(process.stdout.readline())))
         return process
 

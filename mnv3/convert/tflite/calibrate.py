@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...deploy.runtime import quiet
+from ...deploy.packages import quiet
 from ...errors import WeightsError
 from ...factory import create_model, transforms
 from ...layers import evaluating
@@ -34,7 +34,9 @@ PICTURES = 64  # of 224 pixels; more change the result by less than they take
 NEWTON_STEPS = 4  # of a piecewise linear function: the last ones change nothing
 
 
-def calibrated(path: str | os.PathLike, pictures: str | os.PathLike | Sequence[str | os.PathLike]) -> Foreign:
+def calibrated(
+    path: str | os.PathLike[str], pictures: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+) -> Foreign:
     """The model in a quantised TFLite file, with each layer's mean output per channel on some pictures as the file's.
 
     Layer by layer in the order of execution, each on what the corrected ones before it give. Of a correction, the

@@ -23,7 +23,7 @@ from .matching import Network, read_network
 BESIDE = ("mean", "std", "interpolation", "crop_pct", "crop_mode", "label_names")  # what `mnv3 export` wrote of these
 
 
-def read(path: str | os.PathLike) -> Foreign:
+def read(path: str | os.PathLike[str]) -> Foreign:
     """The model in a TFLite file: a float32, float16 or quantised (uint8, int8) classifier of one picture.
 
     Raises:

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..formats import lowest_versions
-from .prepare import clip, judge, prepare, write_plain
+from ..writers import lowest_versions
+from .prepare import Layer, check_layers, clip, prepare, write_plain
 
 LAYERS = ("Conv", "Gemm", "MatMul")
 
@@ -63,17 +63,20 @@ def check_onnx(file: Path) -> list[str]:
     graph = onnx.load(file).graph
     made = {name: node for node in graph.node for name in node.output}
     stored = {tensor.name: tensor for tensor in graph.initializer}
-    read: dict[str, list[str]] = {}
+    readers: dict[str, list[str]] = {}  # the operators that read a tensor
     for node in graph.node:
         for name in node.input:
-            read.setdefault(name, []).append(node.op_type)
+            readers.setdefault(name, []).append(node.op_type)
     layers = []
     for node in (node for node in graph.node if node.op_type in LAYERS):
         data, weight = made.get(node.input[0]), made.get(node.input[1])
         dequantised = all(n is not None and n.op_type == "DequantizeLinear" for n in (data, weight))
         tensor = stored.get(weight.input[0] if dequantised else node.input[1])
-        eight = dequantised and tensor is not None
-        eight = eight and tensor.data_type in (onnx.TensorProto.UINT8, onnx.TensorProto.INT8)
-        eight = eight and read.get(node.output[0]) in (["QuantizeLinear"], ["Relu"], ["Clip"])
-        layers.append((node.name, math.prod(tensor.dims) if tensor is not None else 0, eight))
-    return judge(file, layers)
+        eight_bits = (
+            dequantised
+            and tensor is not None
+            and tensor.data_type in (onnx.TensorProto.UINT8, onnx.TensorProto.INT8)
+            and readers.get(node.output[0]) in (["QuantizeLinear"], ["Relu"], ["Clip"])
+        )
+        layers.append(Layer(node.name, math.prod(tensor.dims) if tensor is not None else 0, eight_bits))
+    return check_layers(file, layers)

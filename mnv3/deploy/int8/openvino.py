@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .prepare import judge, prepare, write_plain
+from .prepare import Layer, check_layers, prepare, write_plain
 
 
 def write_openvino(model: nn.Module, file: Path, batches: list[Tensor]) -> list[str]:
@@ -23,9 +23,9 @@ def write_openvino(model: nn.Module, file: Path, batches: list[Tensor]) -> list[
         write_plain(model, batches, plain)
         network = ov.convert_model(plain)
         nodes = [node for node in onnx.load(plain).graph.node if node.op_type in ("Conv", "Gemm")]
-        of = {node.name: node.input[1].split(".weight")[0] for node in nodes}
+        modules = {node.name: node.input[1].split(".weight")[0] for node in nodes}
         operators = [op.get_friendly_name() for op, _ in _layers(network)]
-        ignored = [name for name in operators if of[name.removesuffix("/WithoutBiases")] in floats]
+        ignored = [name for name in operators if modules[name.removesuffix("/WithoutBiases")] in floats]
         network = nncf.quantize(
             network,
             nncf.Dataset([x.numpy() for x in batches]),
@@ -46,14 +46,14 @@ def write_openvino(model: nn.Module, file: Path, batches: list[Tensor]) -> list[
 
 def _layers(network: Any) -> list[tuple[Any, Any]]:
     """The layers, and what their weights are stored in."""
-    found = []
+    layers = []
     for op in network.get_ordered_ops():
         if op.get_type_name() in ("Convolution", "GroupConvolution", "MatMul"):
             weight = op.input_value(1).get_node()
             while weight.get_type_name() != "Constant":
                 weight = weight.input_value(0).get_node()
-            found.append((op, weight))
-    return found
+            layers.append((op, weight))
+    return layers
 
 
 def check_openvino(file: Path) -> list[str]:
@@ -65,6 +65,7 @@ def check_openvino(file: Path) -> list[str]:
         data = op.input_value(0).get_node()
         while data.get_type_name() in ("Reshape", "Squeeze", "Transpose", "Pad"):
             data = data.input_value(0).get_node()
-        eight = weight.get_element_type().get_type_name() in ("i8", "u8") and data.get_type_name() == "FakeQuantize"
-        layers.append((op.get_friendly_name(), math.prod(weight.shape), eight))
-    return judge(file, layers)
+        stored = weight.get_element_type().get_type_name()
+        eight_bits = stored in ("i8", "u8") and data.get_type_name() == "FakeQuantize"
+        layers.append(Layer(op.get_friendly_name(), math.prod(weight.shape), eight_bits))
+    return check_layers(file, layers)

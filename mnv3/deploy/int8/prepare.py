@@ -1,4 +1,4 @@
-"""A model made ready for 8 bits, alike for every runtime, and the judgement of a file.
+"""A model made ready for 8 bits, alike for every runtime, and the check that a file has them.
 
 Three things make MobileNetV3 lose its accuracy: maps whose channels differ a hundredfold in range, where ReLU lets them
 be evened out (`_equalise`); the few layers where it does not (h-swish has a scale of its own), which stay in float; and
@@ -8,13 +8,14 @@ channels next to dead, whose bias, in steps of a tiny weight scale, overflows 32
 import copy
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ...hooks import watching
 from ...layers import Bottleneck, ConvNormAct, SqueezeExcite, evaluating
-from ..formats import Graph, write_onnx
+from ..writers import Graph, write_onnx
 
 SENSITIVE = 22.0  # dB of signal to noise at the logits below which a layer's activations are not quantised
 FLOAT_SHARE = 0.03  # of the weights at most may stay in float: 4 bytes in place of 1 leave the file below 30 %
@@ -22,10 +23,21 @@ FLOAT_LAYERS = 6
 PICTURES = 64  # to measure ranges and sensitivity on
 
 
-def prepare(model: nn.Module, batches: list[Tensor], *, outputs: bool = True) -> tuple[nn.Module, list[str]]:
-    """A copy of `model` that quantises well, of equal outputs to 1e-4, and the names of layers to leave in float.
+class Layer(NamedTuple):
+    """A convolution or linear layer of a file."""
 
-    Without `outputs`, for a runtime that quantises only what layers read.
+    name: str
+    weights: int  # how many
+    eight_bits: bool  # whether it computes with them
+
+
+def prepare(model: nn.Module, batches: list[Tensor], *, outputs: bool = True) -> tuple[nn.Module, list[str]]:
+    """A copy of `model` that quantises well, and the names of layers to leave in float.
+
+    Args:
+        model: As `deployable` gives it; the copy has equal outputs to 1e-4.
+        batches: Pictures (B, C, H, W) to measure ranges and sensitivity on.
+        outputs: Whether the runtime quantises what layers give, and not only what they read.
     """
     pictures = torch.cat(list(batches))
     pictures = pictures[:: math.ceil(len(pictures) / PICTURES)]  # from all batches: each may be of one class
@@ -33,10 +45,10 @@ def prepare(model: nn.Module, batches: list[Tensor], *, outputs: bool = True) ->
     with evaluating(model), torch.inference_mode(False), torch.no_grad():
         _equalise(model, pictures)
         _raise_weights(model, pictures)
-        return model, _sensitive(model, pictures, outputs)
+        return model, _sensitive(model, pictures, outputs=outputs)
 
 
-def weighted(model: nn.Module) -> dict[str, nn.Module]:
+def layers_with_weights(model: nn.Module) -> dict[str, nn.Module]:
     """The convolutions and linear layers, by name."""
     return {name: m for name, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
 
@@ -75,7 +87,7 @@ def _raise_weights(model: nn.Module, pictures: Tensor) -> None:
     sigmoid into the bias before it: with gates that hardly move (weights of 1e-5) that alone overflowed.
     """
     gates = {m.excite for m in model.modules() if isinstance(m, SqueezeExcite)}
-    layers = weighted(model).values()
+    layers = layers_with_weights(model).values()
     with watching(layers, lambda x, out: (x.abs().max(), out.abs().max())) as peaks:
         model(pictures)
     for layer in layers:
@@ -83,23 +95,24 @@ def _raise_weights(model: nn.Module, pictures: Tensor) -> None:
         rows = layer.weight.flatten(1)
         bias = layer.bias.abs() if layer.bias is not None else torch.zeros(len(rows))
         least = 1e-4 * torch.maximum(bias + (3 if layer in gates else 0), 0.01 * outputs) / inputs
-        weight, place = rows.abs().max(1)
-        low = weight < least
-        rows[low, place[low]] = least[low]
+        largest, column = rows.abs().max(1)
+        low = largest < least
+        rows[low, column[low]] = least[low]
         layer.weight.copy_(rows.view_as(layer.weight))
 
 
 def _fake_quantise(x: Tensor) -> Tensor:
+    """Round a tensor to the 256 values that 8 bits can have in its range."""
     scale = ((x.max().clamp(min=0) - x.min().clamp(max=0)) / 255).clamp(min=1e-12)
     return (x / scale).round() * scale
 
 
-def _sensitive(model: nn.Module, pictures: Tensor, outputs: bool) -> list[str]:
+def _sensitive(model: nn.Module, pictures: Tensor, *, outputs: bool) -> list[str]:
     """Names of the few layers whose activations 8 bits per tensor cannot hold, measured one layer at a time."""
     expected = model(pictures)
     rectified = {m.conv for m in model.modules() if isinstance(m, ConvNormAct) and isinstance(m.act, nn.ReLU)}
-    found = []
-    for name, layer in weighted(model).items():
+    measured = []
+    for name, layer in layers_with_weights(model).items():
         hooks = [layer.register_forward_pre_hook(lambda _, x: (_fake_quantise(x[0]),))]
         if outputs:  # ReLU becomes part of the layer, and what it cuts off needs no range
             cut = Tensor.relu if layer in rectified else Tensor.clone
@@ -107,10 +120,10 @@ def _sensitive(model: nn.Module, pictures: Tensor, outputs: bool) -> list[str]:
         noise = (model(pictures) - expected).square().mean().clamp(min=1e-30)
         for hook in hooks:
             hook.remove()
-        found.append((10 * math.log10((expected.var() / noise).item()), name, layer.weight.numel()))
-    room = FLOAT_SHARE * sum(size for _, _, size in found)
+        measured.append((10 * math.log10((expected.var() / noise).item()), name, layer.weight.numel()))
+    room = FLOAT_SHARE * sum(size for _, _, size in measured)
     names = []
-    for decibels, name, size in sorted(found):
+    for decibels, name, size in sorted(measured):
         if decibels < SENSITIVE and size <= room and len(names) < FLOAT_LAYERS:
             names.append(name)
             room -= size
@@ -125,17 +138,23 @@ def clip(model: nn.Module) -> None:
 
 
 def write_plain(model: nn.Module, batches: list[Tensor], file: Path) -> None:
-    """The float model as ONNX for any batch, for a tool to quantise."""
-    write_onnx(Graph(model, batches[0][:1], ("batch",), False, {"stride": 1}), file)
+    """Write the float model as ONNX for any batch, for a tool to quantise."""
+    example = batches[0][:1]
+    write_onnx(Graph(model=model, example=example, dynamic=("batch",), half=False, metadata={"stride": 1}), file)
 
 
-def judge(file: Path, layers: list[tuple[str, int, bool]]) -> list[str]:
-    """The names in float of (name, weights, whether of 8 bits); ValueError if they are more than an 8-bit model has."""
-    floats = [name for name, _, eight in layers if not eight]
-    share = sum(size for _, size, eight in layers if not eight) / max(sum(size for _, size, _ in layers), 1)
+def check_layers(file: Path, layers: list[Layer]) -> list[str]:
+    """The names of a file's layers that compute in float.
+
+    Raises:
+        ValueError: They are more than an 8-bit model has.
+    """
+    floats = [layer for layer in layers if not layer.eight_bits]
+    share = sum(layer.weights for layer in floats) / max(sum(layer.weights for layer in layers), 1)
+    names = [layer.name for layer in floats]
     if not layers or len(floats) > FLOAT_LAYERS or share > FLOAT_SHARE:
         raise ValueError(
             f"{file}: not an 8-bit model: {len(floats)} of {len(layers)} layers compute in float, with "
-            f"{100 * share:.1f} % of the weights: {', '.join(floats[:3])}"
+            f"{100 * share:.1f} % of the weights: {', '.join(names[:3])}"
         )
-    return floats
+    return names

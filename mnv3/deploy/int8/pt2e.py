@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ...hooks import watching
 from ...layers import Conv2dSame
-from ..formats import save_program
-from .prepare import clip, judge, prepare
+from ..writers import save_program
+from .prepare import Layer, check_layers, clip, prepare
 
 
 def _quantised(model: nn.Module, batches: list[Tensor], quantizer: Any) -> torch.export.ExportedProgram:
@@ -44,10 +44,13 @@ def write_executorch(model: nn.Module, file: Path, batches: list[Tensor]) -> lis
     model, floats = prepare(model, batches)
     clip(model)
     config = xnnpack.get_symmetric_quantization_config(is_per_channel=True)
+
+    def becomes_8_bits(node: torch.fx.Node) -> bool:
+        modules = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
+        return not set(modules) & set(floats)
+
     quantizer = xnnpack.XNNPACKQuantizer().set_global(config)
-    quantizer.set_filter_function(
-        lambda node: not any(path in floats for path, _ in node.meta.get("nn_module_stack", {}).values())
-    )
+    quantizer.set_filter_function(becomes_8_bits)
     program = to_edge_transform_and_lower(_quantised(model, batches, quantizer), partitioner=[XnnpackPartitioner()])
     file.write_bytes(program.to_executorch().buffer)
     return floats
@@ -70,9 +73,9 @@ def check_executorch(file: Path) -> list[str]:
             if node["xnode_union_type"] in ("XNNConv2d", "XNNDepthwiseConv2d", "XNNFullyConnected"):
                 ids = [node["xnode_union"].get(key, 0) for key in ("input1_id", "filter_id", "output_id")]
                 kinds = [values[i].get("datatype") for i in ids]
-                eight = kinds == ["xnn_datatype_qint8", "xnn_datatype_qcint8", "xnn_datatype_qint8"]
-                layers.append((node["xnode_union_type"], math.prod(values[ids[1]]["dims"]), eight))
-    return judge(file, layers)
+                eight_bits = kinds == ["xnn_datatype_qint8", "xnn_datatype_qcint8", "xnn_datatype_qint8"]
+                layers.append(Layer(node["xnode_union_type"], math.prod(values[ids[1]]["dims"]), eight_bits))
+    return check_layers(file, layers)
 
 
 def _xnnpack_graph(data: bytes) -> dict[str, Any]:
@@ -126,10 +129,18 @@ def _plain_convolutions(model: nn.Module, picture: Tensor) -> set[str]:
         if isinstance(module, nn.Conv2d):
             module.__class__ = nn.Conv2d
     for name, conv in same.items():
-        half, (height, width) = conv.kernel_size[0] // 2, sides[conv]
-        pad = nn.ZeroPad2d((half - 1 + width % 2, half, half - 1 + height % 2, half))
-        model.set_submodule(name, nn.Sequential(pad, conv))
+        height, width = sides[conv]
+        kernel = conv.kernel_size[0]
+        zeros = nn.ZeroPad2d((*_same_padding(width, kernel), *_same_padding(height, kernel)))
+        model.set_submodule(name, nn.Sequential(zeros, conv))
     return set(same)
+
+
+def _same_padding(side: int, kernel: int) -> tuple[int, int]:
+    """How many zeros TensorFlow's 'SAME' has before and after a side of so many pixels, at a stride of 2."""
+    after = kernel // 2
+    before = after if side % 2 else after - 1
+    return before, after
 
 
 def _compress(file: Path) -> None:
@@ -152,7 +163,10 @@ def check_pt2(file: Path) -> list[str]:
             data, weight = node.args[:2]
             while data.target == torch.ops.aten.pad.default:
                 data = data.args[0]
-            eight = "dequantize" in str(data.target) and "dequantize" in str(weight.target)
-            eight = eight and weight.args[0].meta["val"].dtype == torch.int8
-            layers.append((node.name, weight.meta["val"].numel(), eight))
-    return judge(file, layers)
+            eight_bits = (
+                "dequantize" in str(data.target)
+                and "dequantize" in str(weight.target)
+                and weight.args[0].meta["val"].dtype == torch.int8
+            )
+            layers.append(Layer(node.name, weight.meta["val"].numel(), eight_bits))
+    return check_layers(file, layers)

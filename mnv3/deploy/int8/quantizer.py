@@ -16,12 +16,22 @@ from ...layers import evaluating
 from ...pictures import images
 from ...pictures.data import Pictures
 from ...pictures.evaluate import evaluate as measure
-from .. import int8, runtime
-from ..drafts import draft, failed, size_of
-from ..exporter import affordable, check_model, check_new, deployable, describe, format_named, side, weight_bytes
-from ..formats import attach
-from ..runtime import quiet
+from .. import int8
+from ..exporter import (
+    affordable,
+    check_model,
+    check_new,
+    deployable,
+    describe,
+    format_named,
+    picture_size,
+    weight_bytes,
+)
+from ..packages import quiet, require
+from ..runtime import load
 from ..seal import seal
+from ..writers import attach
+from ..writing import exporter_errors, new_export, size_of
 
 logger = logging.getLogger(__name__)
 COUNT = 400  # pictures to calibrate on, if there are so many and memory holds them
@@ -61,10 +71,10 @@ class QuantizeReport:
 
 def quantize(
     model: nn.Module,
-    file: str | os.PathLike,
+    file: str | os.PathLike[str],
     *,
     to: str,
-    calibrate: str | os.PathLike | Iterable[str | os.PathLike],
+    calibrate: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     evaluate: Pictures | None = None,
     size: int | None = None,
     max_drop: float = 1.0,
@@ -97,26 +107,27 @@ def quantize(
     check_model(model, to, format_named(to), file)
     check_new(file, exist_ok=force)
     with quiet():
-        runtime.require(to, int8=True)
-    size = side(model, size)
-    batches = list(pictures(model, calibrate, size))
+        require(to, int8=True)
+    size = picture_size(model, size)
+    batches = list(calibration_batches(model, calibrate, size))
     count = sum(map(len, batches))
     dynamic = ("batch",) if to in ("onnx", "openvino") else ()
     metadata = describe(model, to=to, size=size, dynamic=dynamic, int8=True, calibrated=count)
     float_top1 = measure(model, evaluate).top1 if evaluate else None
-    with draft(file, room=weight_bytes(model) // 4) as new:
-        with quiet(), failed(to):
-            floats = int8.WRITERS[to](deployable(model), new, batches)
-            found = int8.CHECKS[to](new)
-            floats = floats if len(floats) == len(found) else found  # a tool may leave others: by the file's own names
-            attach(new, metadata | {"float_layers": floats})
-            seal(new)
+    with new_export(file, room=weight_bytes(model) // 4) as draft:
+        with quiet(), exporter_errors(to):
+            floats = int8.WRITERS[to](deployable(model), draft, batches)
+            floats_in_file = int8.CHECKS[to](draft)
+            if len(floats) != len(floats_in_file):  # a tool may leave others: by the file's own names
+                floats = floats_in_file
+            attach(draft, metadata | {"float_layers": floats})
+            seal(draft)
         with quiet():
-            exported = runtime.load(new)
+            exported = load(draft)
         report = QuantizeReport(
             file=file,
             format=to,
-            bytes=size_of(new.parent),
+            bytes=size_of(draft.parent),
             float_bytes=weight_bytes(model),
             calibrated=count,
             agreement=_agreement(model, exported, batches),
@@ -137,12 +148,14 @@ def _problem(report: QuantizeReport, max_drop: float) -> str | None:
             return f"8-bit {report.format} agrees with float32 on {report.agreement:.1f} % of the calibration pictures"
         logger.warning("no pictures to evaluate on: what it costs in accuracy is not known")
     elif not report.drop <= max_drop:
-        found = f"has a top-1 of {report.top1:.2f} %, float32 {report.float_top1:.2f} %"
-        return f"8-bit {report.format} {found}, and may lose {max_drop:g} points"
+        top1 = f"has a top-1 of {report.top1:.2f} %, float32 {report.float_top1:.2f} %"
+        return f"8-bit {report.format} {top1}, and may lose {max_drop:g} points"
     return None
 
 
-def pictures(model: nn.Module, paths: str | os.PathLike | Iterable[str | os.PathLike], size: int) -> Iterable[Tensor]:
+def calibration_batches(
+    model: nn.Module, paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], size: int
+) -> Iterable[Tensor]:
     """Batches (B, C, size, size) of preprocessed pictures to calibrate on; what cannot be read is left out, and said.
 
     Raises:
@@ -165,6 +178,7 @@ def pictures(model: nn.Module, paths: str | os.PathLike | Iterable[str | os.Path
 
 
 def _agreement(model: nn.Module, exported: nn.Module, batches: list[Tensor]) -> float:
+    """On how many per cent of the pictures a model and an exported file give the same class."""
     parameter, same = next(model.parameters()), []
     for x in batches:
         with evaluating(model):

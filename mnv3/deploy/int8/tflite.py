@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..formats import convert_tflite
-from .prepare import judge, prepare, weighted
+from ..writers import convert_tflite
+from .prepare import Layer, check_layers, layers_with_weights, prepare
 
 LAYERS = {3: "CONV_2D", 4: "DEPTHWISE_CONV_2D", 9: "FULLY_CONNECTED"}  # builtin operators of the schema
 INT8 = 9  # a tensor's type in the schema
@@ -20,7 +20,7 @@ def write_tflite(model: nn.Module, file: Path, batches: list[Tensor]) -> list[st
     from ai_edge_quantizer import qtyping, quantizer
 
     model, floats = prepare(model, batches)
-    weights = [layer.weight for name, layer in weighted(model).items() if name in floats]
+    weights = [layer.weight for name, layer in layers_with_weights(model).items() if name in floats]
     pictures = [{"args_0": x[None].numpy()} for x in torch.cat(list(batches)).permute(0, 2, 3, 1).contiguous()]
     convert_tflite(model, batches[0][:1], file)
     tool = quantizer.Quantizer(str(file))
@@ -48,14 +48,14 @@ def _layers(file: Path) -> list[tuple[str, str, Any, list[Any]]]:
     from ai_edge_quantizer.utils import tfl_flatbuffer_utils as flatbuffer
 
     network = flatbuffer.read_model(str(file))
-    tensors, found = network.subgraphs[0].tensors, []
+    tensors, layers = network.subgraphs[0].tensors, []
     for op in network.subgraphs[0].operators:
         kind = LAYERS.get(network.operatorCodes[op.opcodeIndex].builtinCode)
         if kind:
             read = [tensors[i] for i in (*op.inputs[:2], op.outputs[0])]
             array = flatbuffer.get_tensor_data(read[1], network.buffers)
-            found.append((kind, flatbuffer.get_op_scope(op, tensors), array, read))
-    return found
+            layers.append((kind, flatbuffer.get_op_scope(op, tensors), array, read))
+    return layers
 
 
 def _shorten(file: Path) -> None:
@@ -72,7 +72,7 @@ def _shorten(file: Path) -> None:
 def check_tflite(file: Path) -> list[str]:
     """ValueError unless the layers read and give 8 bits, and their weights are stored so."""
     layers = [
-        (f"{kind} {scope}", math.prod(tensors[1].shape), all(tensor.type == INT8 for tensor in tensors))
+        Layer(f"{kind} {scope}", math.prod(tensors[1].shape), all(tensor.type == INT8 for tensor in tensors))
         for kind, scope, _, tensors in _layers(file)
     ]
-    return judge(file, layers)
+    return check_layers(file, layers)

@@ -1,4 +1,4 @@
-"""A file being written: beside its place until it is whole, and one line where there is no room for it."""
+"""A file being written for another runtime: whole or not at all, and one line where the disk or the exporter fails."""
 
 import errno
 import os
@@ -9,48 +9,46 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import ExportError
+from ..files.atomic import new_file
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the user's share of it, the size of one file
 
 
 @contextmanager
-def draft(file: Path, *, room: int) -> Iterator[Path]:
-    """A path of the same name in a folder beside it; what is there in the end takes its place under its own name.
+def new_export(file: Path, *, room: int) -> Iterator[Path]:
+    """`files.atomic.new_file`, in a folder that is made, which says so where there is no space left.
 
     Args:
-        file: Where.
-        room: Bytes that it will have, about; only to tell whether it failed for want of them.
+        file: The name that the draft gets at the end of the block, with what is beside it.
+        room: About how many bytes will be written; only to tell whether it failed for want of them.
 
     Raises:
         OSError: No space left, whatever the writer said of it.
     """
-    folder = None
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{file.name}.", dir=file.parent))
-        yield folder / file.name
-        for path in sorted(folder.iterdir(), key=lambda path: path.name == file.name):  # the one that is opened: last
-            target = file.parent / path.name
-            if target.is_dir():
-                target.replace(folder / f"old {path.name}")
-            path.replace(target)
-    except Exception as error:
-        if not _for_want_of_space(error, folder, room):
+        with new_file(file) as draft:
+            try:
+                yield draft
+            except Exception as error:
+                if not _is_full(draft.parent, room):
+                    raise
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+    except OSError as error:
+        if error.errno not in FULL:
             raise
         reason = f"no space left in {file.parent}, or in {tempfile.gettempdir()} on the way: nothing was written"
         advice = f"make room for {room / 1e6:.1f} MB, or choose another folder"
         raise OSError(errno.ENOSPC, f"{reason}; {advice}", str(file)) from error
-    finally:
-        if folder:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
-def _for_want_of_space(error: Exception, folder: Path | None, room: int) -> bool:
-    """Whether that is why writing into `folder` failed. Libraries in C++ tell it each in its own way, or not at all."""
-    if getattr(error, "errno", None) in FULL:
-        return True
-    if folder is None:
-        return False
+def _is_full(folder: Path, room: int) -> bool:
+    """Whether the disk is. Libraries in C++ tell it each in its own way, or not at all.
+
+    Args:
+        folder: With what was written, which is removed.
+        room: Bytes that ought to have been.
+    """
     if not _has_room(folder, 1 << 16):  # what was written fills the disk
         return True
     shutil.rmtree(folder, ignore_errors=True)
@@ -68,8 +66,8 @@ def _has_room(folder: Path, size: int) -> bool:
 
 
 @contextmanager
-def failed(what: str) -> Iterator[None]:
-    """ExportError in place of whatever an exporter raises."""
+def exporter_errors(what: str) -> Iterator[None]:
+    """Turn whatever an exporter raises in the block into an ExportError of one line about `what`."""
     try:
         yield
     except (OSError, ExportError):
