@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .arguments import MODEL_HELP, Command, positive
+from .arguments import MODEL_HELP, Command, check_model, positive
 
 
 def add_commands(command: Command) -> None:
@@ -78,6 +78,7 @@ def _model_and_file(args: argparse.Namespace, ending: str = "") -> tuple[Any, Pa
 
 def run_export(args: argparse.Namespace) -> int:
     """`mnv3 export MODEL --to FORMAT`."""
+    check_model(args.model)
     from ..deploy.exporter import export
 
     report = export(
@@ -98,6 +99,7 @@ def run_export(args: argparse.Namespace) -> int:
 
 def run_quantize(args: argparse.Namespace) -> int:
     """`mnv3 quantize MODEL --to FORMAT --calibrate FOLDER`."""
+    check_model(args.model)
     from ..deploy.int8.quantizer import quantize
     from ..pictures import data
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .. import catalog
 from ..errors import one_line
 from ..text import terminal
-from .arguments import DEFAULT_MODEL, MODEL_HELP, Command, add_ema, positive
+from .arguments import DEFAULT_MODEL, MODEL_HELP, Command, add_ema, check_model, positive
 
 if TYPE_CHECKING:
     from torch import nn
@@ -55,6 +55,8 @@ def predict(args: argparse.Namespace) -> int:
     rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
     if world > 1 and not args.out:
         raise ValueError(f"{world} processes need one file to write to: --out FILE")
+    if args.model:
+        check_model(args.model)
     files, count = _files(args)  # first what needs no download
     mine = islice(files, rank, None, world)
     errors = 0
@@ -80,6 +82,8 @@ def _files(args: argparse.Namespace) -> tuple[Iterator[Path], int | None]:
     """The pictures, and how many they are if that is soon told."""
     from ..pictures import images
 
+    if args.files and not any(Path(name).exists() for name in args.files):
+        raise ValueError(f"{args.files[0]}: no such file")
     files = images.find(_listed(args.files_from) if args.files_from else args.files)
     first = list(islice(files, COUNTED))
     if not first:

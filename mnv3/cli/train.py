@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..text import aligned_columns, terminal
 from ..train import recipe as recipes
-from .arguments import MODEL_HELP, Command, add_ema, positive
+from .arguments import MODEL_HELP, Command, add_ema, check_model, positive
 
 
 def add_commands(command: Command) -> None:
@@ -64,11 +64,13 @@ def show_recipes(args: argparse.Namespace) -> int:
 
 def run_finetune(args: argparse.Namespace) -> int:
     """`mnv3 finetune RECIPE`."""
+    overrides = _overrides(args.set)
+    check_model(recipes.load(args.recipe, **overrides).model)
     from ..train.finetune import finetune
     from ..train.processes import leave_together
 
     logging.getLogger("mnv3").setLevel(logging.INFO)
-    folder = finetune(args.recipe, out=args.out, resume=args.resume, **_overrides(args.set))
+    folder = finetune(args.recipe, out=args.out, resume=args.resume, **overrides)
     if leave_together():
         print(terminal(f"wrote {folder}: try `mnv3 predict --checkpoint {folder} PICTURE`"))
     return 0
@@ -76,6 +78,7 @@ def run_finetune(args: argparse.Namespace) -> int:
 
 def run_eval(args: argparse.Namespace) -> int:
     """`mnv3 eval MODEL --data DATA`."""
+    check_model(args.model)
     from ..figures.charts import confusion
     from ..loading import resolve
     from ..pictures import data
