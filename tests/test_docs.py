@@ -131,3 +131,14 @@ def test_make_figures(tmp_path):
         before, now = (Image.open(path).convert("L") for path in (committed, tmp_path / committed.name))
         assert before.size == now.size, committed.name
         assert ImageStat.Stat(ImageChops.difference(before, now)).mean[0] < 2, committed.name
+
+
+def test_the_tree_is_true():
+    """CONTRIBUTING.md names every room and every module."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    tree = text[text.index("    mnv3/\n") : text.index("## What holds everywhere")]
+    for folder in {path.parent for path in (ROOT / "mnv3").rglob("*.py")}:
+        modules = {path.stem for path in folder.glob("*.py")} - {"__init__", "__main__"}
+        missing = {name for name in modules if not re.search(rf"\b{name}\b", tree)}
+        assert not missing, folder
+        assert folder.name in tree
