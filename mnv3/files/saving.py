@@ -78,6 +78,8 @@ def weights_files(model: nn.Module, *, half: bool = False, **config: Any) -> dic
         save_config_for_hf(model, file, model_config=config, model_args=args)
         entries = json.loads(file.read_text(encoding="utf-8"))
     del entries["model_args"]["num_classes"]  # it stands beside them; transformers' wrapper gives it a second time
+    if half:
+        entries["dtype"] = "float32"  # or transformers would compute in float16
     config_json = (json.dumps(entries, indent=2) + "\n").encode()
     tensors = plain_tensors(full_state_dict(model))
     if half:

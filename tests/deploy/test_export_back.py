@@ -12,8 +12,6 @@ from mnv3 import convert_state_dict
 from mnv3.convert.writing import export_state_dict, target, write
 from mnv3.model import MobileNetV3
 
-SIZES = [(64, 64), (97, 131)]
-
 
 def loaded(model, to):
     """Their model with our weights, in float64."""
@@ -26,7 +24,7 @@ def loaded(model, to):
 def test_timm(theirs, ours):
     model = double(randomize(mnv3.create_model(ours)))
     assert target(model, "timm").name == theirs
-    same_outputs(model, loaded(model, "timm"), SIZES)
+    same_outputs(model, loaded(model, "timm"))
 
 
 HEADS = [{"num_classes": 7}, {"num_classes": 0}, {"in_chans": 1}, {"global_pool": "max"}]
@@ -46,7 +44,7 @@ def test_timm_with_another_head(head):
 )
 def test_torchvision(size, width, reduced, dilated):
     model = double(randomize(MobileNetV3(torchvision_table(size, width, reduced, dilated), num_classes=9)))
-    same_outputs(model, loaded(model, "torchvision"), SIZES)
+    same_outputs(model, loaded(model, "torchvision"))
 
 
 def test_the_call_that_builds_theirs():
@@ -95,7 +93,7 @@ def test_no_room_for_their_eps():
     model = double(randomize(mnv3.create_model("mnv3_small")))
     mnv3.set_bn_eps(model, 1e-3)  # as finetune leaves it; then variances go over as they are
     model.last.norm.running_var[7] = 1e-4
-    same_outputs(model, loaded(model, "torchvision"), SIZES)
+    same_outputs(model, loaded(model, "torchvision"))
 
 
 def test_a_variance_of_zero_survives():

@@ -214,7 +214,7 @@ def test_averaged_weights(tmp_path, run, fails):
     assert run(*command, "--ema")[1].split() == ["100.00", "%", "class", "2"]
     assert run(*command, "--no-ema")[1].split()[0] != "100.00"
     message = fails("predict", tmp_path / "a.png", "--ema")
-    assert "use_ema (--ema, --no-ema) is for files and folders of weights, not mnv3_small_cifar.cifar10" in message
+    assert "use_ema (--ema, --no-ema) is for files and folders of weights, not mnv3_small_tf.uint8_in1k" in message
     torch.save(raw.state_dict(), tmp_path / "x.pth")
     with pytest.raises(WeightsError, match="x.pth: use_ema=True, but the checkpoint has none of"):
         mnv3.load_checkpoint(tmp_path / "x.pth", model="mnv3_small_cifar", use_ema=True)

@@ -750,7 +750,7 @@ def test_the_commands(run, server, folder, tmp_path, monkeypatch):
     [
         ([], "give folders to push, or --all"),
         (["--all", SHIPPED], "give folders to push, or --all"),
-        (["--all", "--repo", "me/x"], "--repo me/x is for one folder, and there are 2: set MNV3_NAMESPACE"),
+        (["--all", "--repo", "me/x"], "--repo me/x is for one folder, and there are 3: set MNV3_NAMESPACE"),
         (["nothing/here"], "no weights folder at nothing/here"),
         (["README.md"], "no weights folder at README.md"),
     ],

@@ -86,8 +86,14 @@ def test_debug_shows_the_traceback(args):
         (["why", "OUT/none.jpg", "-o", "OUT/x.png"], "none.jpg: no such file"),
         (["why", "FILE", "-o", "OUT/x.png"], "not a picture"),
         (["features", "FILE", "-o", "OUT/x.png"], "not a picture"),
-        (["why", SHIP, "--class", "shipp", "-o", "OUT/x.png"], "no class 'shipp'. Did you mean 'ship'"),
-        (["why", SHIP, "--class", "10", "-o", "OUT/x.png"], "class 10: the model has classes 0 to 9"),
+        (
+            ["why", SHIP, "--model", "mnv3_small_cifar", "--class", "shipp", "-o", "OUT/x.png"],
+            "no class 'shipp'. Did you mean 'ship'",
+        ),
+        (
+            ["why", SHIP, "--model", "mnv3_small_cifar", "--class", "10", "-o", "OUT/x.png"],
+            "class 10: the model has classes 0 to 9",
+        ),
         (["why", SHIP, "--model", "mnv3_large_minimal", "-o", "OUT/x.png"], "no pretrained weights"),
     ],
 )
