@@ -211,7 +211,7 @@ def test_transformers(record, tmp_path):
     names = record.label_names or [model.config.id2label[i] for i in range(1000)]  # of ImageNet it has its own
     assert names[0] in ("airplane", "tench, Tinca tinca")
     assert model.config.id2label == dict(enumerate(names))
-    assert model.config.label2id[names[3]] == 3
+    assert not record.label_names or model.config.label2id[names[3]] == 3
     assert model.dtype == torch.float32
     golden = load_file(folder / "golden.safetensors")
     with torch.no_grad():
