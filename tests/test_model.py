@@ -418,3 +418,18 @@ def test_sync_batch_norm_and_eps():
     assert {m.eps for m in norms} == {1e-5}
     converted = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     assert sum(isinstance(m, nn.SyncBatchNorm) for m in converted.modules()) == len(norms) == 34
+
+
+def test_initial_weights_are_those_of_timm():
+    """Of one scale, layer by layer (He et al. 2015, fan out): a training begins as timm's does."""
+    ours = timm.create_model("mnv3_small")
+    theirs = timm.create_model("mobilenetv3_small_100")
+    layers = [[m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))] for model in (ours, theirs)]
+    assert [layer.weight.shape for layer in layers[0]] == [layer.weight.shape for layer in layers[1]]
+    ratios = [
+        one.weight.std() / other.weight.std() for one, other in zip(*layers, strict=True) if one.weight.numel() > 2000
+    ]
+    assert len(ratios) > 20
+    assert all(0.85 < ratio < 1.15 for ratio in ratios[:-1]), "the last is the classifier's"
+    assert 0.9 < ours.classifier.weight.std() / 0.01 < 1.1
+    assert all(layer.bias is None or not layer.bias.any() for layer in layers[0])
