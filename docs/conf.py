@@ -40,7 +40,6 @@ docs/pictures
 docs/training
 docs/cifar10
 docs/deploy
-docs/demo
 docs/show
 docs/convert
 docs/publish
