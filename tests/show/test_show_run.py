@@ -166,3 +166,8 @@ def test_run_whose_pictures_are_gone(copied, noisy, fails, tmp_path, caplog):
 def test_parts_that_there_are_not(fails, trained, tmp_path):
     out = ("-o", tmp_path / "x.png")
     assert "expected some of curves, confusion" in fails("show", "run", trained, "--what", "curve", *out)
+
+
+def test_an_edge_belongs_to_the_bin_below():
+    probs = torch.tensor([[0.5, 0.5], [0.75, 0.25], [1.0, 0.0]])
+    assert calibration(probs, torch.zeros(3, dtype=torch.long), bins=4).count.tolist() == [0, 1, 1, 1]
