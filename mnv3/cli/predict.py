@@ -82,8 +82,6 @@ def _files(args: argparse.Namespace) -> tuple[Iterator[Path], int | None]:
     """The pictures, and how many they are if that is soon told."""
     from ..pictures import images
 
-    if args.files and not any(Path(name).exists() for name in args.files):
-        raise ValueError(f"{args.files[0]}: no such file")
     files = images.find(_listed(args.files_from) if args.files_from else args.files)
     first = list(islice(files, COUNTED))
     if not first:
@@ -106,6 +104,7 @@ def _predictions(
     from ..pictures.predict import predict as predict_files
 
     options = {"topk": args.topk, "batch_size": args.batch_size, "workers": args.workers, "exact": args.exact}
+    options["whole_batches"] = bool(args.out)  # in a file no bit depends on where a run was stopped or shared out
     predictions = predict_files(_model(args), files, **options)
     # On a terminal the results themselves show the progress; without one on stderr (None), tqdm shows nothing.
     with tqdm(predictions, total=count, unit=" pictures", disable=silent or None, leave=False) as bar:

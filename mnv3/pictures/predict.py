@@ -38,6 +38,7 @@ def predict(
     batch_size: int = 32,
     workers: int | None = None,
     exact: bool = False,
+    whole_batches: bool = False,
 ) -> Iterator[Prediction]:
     """The most likely classes of every picture, in order; files that cannot be read have an `error` and no classes.
 
@@ -49,6 +50,8 @@ def predict(
         workers: Threads that read and resize; by default as many as processors, at most 8.
         exact: Decode all pixels of every JPEG. By default one that is much larger than what the model takes is decoded
             at 1/2, 1/4 or 1/8 of its size (see `mnv3.images.load`).
+        whole_batches: Fill up batches that have fewer pictures (the last one, and where a file cannot be read), so that
+            no bit of a probability depends on which pictures come together.
 
     Raises:
         ValueError: `topk`, `batch_size` or `workers` is below 1, or the model has no classifier, no pooling, or takes
@@ -63,7 +66,8 @@ def predict(
         raise ValueError("the model has no classifier (num_classes=0): nothing to predict")
     check_pooled(model)
     check_channels(model, grey=True, source="files are read as RGB or grey")
-    return _predict(model, files, min(topk, model.num_classes), batch_size, workers, exact)
+    topk, fill = min(topk, model.num_classes), batch_size if whole_batches else 0
+    return _predict(model, files, topk, batch_size, workers=workers, exact=exact, fill=fill)
 
 
 def _processors() -> int:
@@ -72,7 +76,7 @@ def _processors() -> int:
 
 
 def _predict(
-    model: nn.Module, files: Iterable[Any], topk: int, batch_size: int, workers: int, exact: bool
+    model: nn.Module, files: Iterable[Any], topk: int, batch_size: int, *, workers: int, exact: bool, fill: int
 ) -> Iterator[Prediction]:
     names, transform = class_names(model), transforms(model)
     at_least = None if exact else _pixels(model.pretrained_cfg)
@@ -82,7 +86,7 @@ def _predict(
     model = _for_inference(model)
     while batch := list(islice(pictures, batch_size)):
         readable = [x for _, x in batch if isinstance(x, Tensor)]
-        results = iter(_classify(model, torch.stack(readable), topk) if readable else ())
+        results = iter(_classify(model, torch.stack(readable), topk, fill) if readable else ())
         for path, x in batch:
             if isinstance(x, Tensor):
                 classes = [{"index": i, "label": names and names[i], "prob": p} for p, i in next(results)]
@@ -115,9 +119,12 @@ def _load(path: Path, transform: Transform, at_least: int | None) -> Tensor | st
         return str(error)
 
 
-def _classify(model: nn.Module, x: Tensor, topk: int) -> list[list[tuple[float, int]]]:
-    """Probability and index of the `topk` classes of each picture of (B, C, H, W)."""
-    parameter = next(model.parameters())
+def _classify(model: nn.Module, x: Tensor, topk: int, fill: int) -> list[list[tuple[float, int]]]:
+    """Probability and index of the `topk` classes of each picture of (B, C, H, W), in a batch of at least `fill`."""
+    parameter, count = next(model.parameters()), len(x)
+    if count < fill:
+        x = torch.cat([x, x[-1:].expand(fill - count, -1, -1, -1)])
     with evaluating(model):
-        probs, indices = finite(model(x.to(parameter)).float()).softmax(1).topk(topk)
+        logits = model(x.to(parameter)).float()[:count]
+        probs, indices = finite(logits).softmax(1).topk(topk)
     return [list(zip(p, i, strict=True)) for p, i in zip(probs.tolist(), indices.tolist(), strict=True)]

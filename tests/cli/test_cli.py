@@ -302,7 +302,7 @@ def test_no_weights_are_fetched_for_no_pictures(fails, monkeypatch, tmp_path):
 def test_predict_into_a_file(run, fails, pictures, net, tmp_path, monkeypatch, ending):
     """Killed on the way and resumed, the file is the one of a run that was not."""
     whole, resumed = tmp_path / f"whole{ending}", tmp_path / f"resumed{ending}"
-    predict = ("predict", pictures, "--checkpoint", net, "--batch-size", 1)
+    predict = ("predict", pictures, "--checkpoint", net, "--batch-size", 3)
     status, out, err = run(*predict, "--out", whole)
     assert (status, out) == (1, f"wrote {whole}: 4 pictures\n")
     assert "c.png: not a picture" in err

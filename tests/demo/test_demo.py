@@ -119,7 +119,7 @@ def ready(browser):
 
 def in_python(folder, files):
     model = mnv3.deploy.load(folder / "model.onnx")
-    for prediction in mnv3.predict(model, files, topk=model.num_classes):
+    for prediction in mnv3.predict(model, files, topk=model.num_classes, exact=True):
         assert not prediction.error
         order = {entry["index"]: entry["prob"] for entry in prediction.topk}
         yield np.array([order[i] for i in range(model.num_classes)])

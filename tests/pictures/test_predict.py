@@ -241,3 +241,12 @@ def test_reading_ahead_is_bounded(model, folder):
     for _ in range(4):
         next(predictions)
     assert len(asked) <= 3 + 3 + 3 + 2 + 1
+
+
+def test_whole_batches(model, folder):
+    """In them no bit depends on which pictures come together."""
+    files = sorted(folder.glob("[abdf].png"))
+    expected = {p.file: p for p in mnv3.predict(model, files, batch_size=4, whole_batches=True)}
+    for some in (files[:1], files[1:3], files[::-1], [folder / "c.png", files[2]]):
+        found = mnv3.predict(model, some, batch_size=4, whole_batches=True)
+        assert all(p == expected[p.file] for p in found if not p.error)
