@@ -16,10 +16,12 @@ for _name in ("HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_TOKEN", "HF_HUB_CACHE", "GITH
     os.environ.pop(_name, None)
 
 import pytest  # noqa: E402
+import timm  # noqa: E402
 import torch  # noqa: E402
 
 import mnv3  # noqa: E402
 from mnv3.cli.main import main  # noqa: E402
+from mnv3.model import MobileNetV3  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -159,19 +161,34 @@ def copied(trained, tmp_path):
     return folder
 
 
-@pytest.fixture
-def run(capsys):
-    """Status, standard output, standard error of a command."""
+@pytest.fixture(scope="module")
+def small():
+    return MobileNetV3("small")
+
+
+@pytest.fixture(scope="module")
+def timm_small():
+    return randomize(timm.create_model("mobilenetv3_small_100")).state_dict()
+
+
+def command_runner(capture):
+    """A function that runs a command: status, standard output, standard error, by `capsys` or `capfd`."""
 
     def run(*args):
-        capsys.readouterr()
+        capture.readouterr()
         try:
             status = main([str(arg) for arg in args])
         except SystemExit as error:
             status = error.code
-        return status, *capsys.readouterr()
+        return status, *capture.readouterr()
 
     return run
+
+
+@pytest.fixture
+def run(capsys):
+    """Status, standard output, standard error of a command."""
+    return command_runner(capsys)
 
 
 @pytest.fixture

@@ -155,7 +155,9 @@ def _last_of(world: int) -> bool:
 
 
 def _as_json(prediction: "Prediction") -> str:
-    return json.dumps({"file": str(prediction.file), "topk": prediction.topk})
+    from ..pictures.prediction_files import as_record
+
+    return json.dumps(as_record(prediction))
 
 
 def _readable(prediction: "Prediction", *, name_file: bool) -> str:

@@ -13,16 +13,6 @@ from mnv3 import WeightsError, arch, convert_state_dict
 from mnv3.model import MobileNetV3
 
 
-@pytest.fixture(scope="module")
-def small():
-    return MobileNetV3("small")
-
-
-@pytest.fixture(scope="module")
-def timm_small():
-    return randomize(timm.create_model("mobilenetv3_small_100")).state_dict()
-
-
 def test_our_own_state_dict_is_unchanged(small):
     own = randomize(MobileNetV3("small")).state_dict()
     found = convert_state_dict(own, small)

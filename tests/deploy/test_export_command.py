@@ -10,10 +10,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, needs
+from conftest import ROOT, command_runner, needs
 from exports import NAMES, close, exported, net, photos, pixels, weights
 
-from mnv3.cli.main import main
 from mnv3.deploy import FORMATS, int8, load
 
 
@@ -21,16 +20,7 @@ from mnv3.deploy import FORMATS, int8, load
 def run(capfd, monkeypatch, tmp_path):
     """Status, standard output, standard error of a command, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-
-    def run(*args):
-        capfd.readouterr()
-        try:
-            status = main([str(arg) for arg in args])
-        except SystemExit as error:
-            status = error.code
-        return status, *capfd.readouterr()
-
-    return run
+    return command_runner(capfd)
 
 
 def test_command(run, tmp_path):

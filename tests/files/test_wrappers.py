@@ -3,24 +3,12 @@
 import logging
 
 import pytest
-import timm
 import torch
-from conftest import randomize
 
 import mnv3
 from mnv3 import WeightsError, convert_state_dict
 from mnv3.files.wrappers import unwrap
 from mnv3.model import MobileNetV3
-
-
-@pytest.fixture(scope="module")
-def small():
-    return MobileNetV3("small")
-
-
-@pytest.fixture(scope="module")
-def timm_small():
-    return randomize(timm.create_model("mobilenetv3_small_100")).state_dict()
 
 
 @pytest.fixture(scope="module")
