@@ -82,6 +82,7 @@ def by_torchvision(model: torch.nn.Module, folder: Path, workers: int) -> list[i
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pictures", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--count", type=int, default=200, metavar="N", help="pictures of each size (200)")
     args = parser.parse_args()
     model = mnv3.create_model(NAME, pretrained=True).eval()
@@ -102,7 +103,7 @@ def main() -> None:
             }
             rates: dict[str, list[float]] = {name: [] for name in ways}
             answers = {}
-            for _ in range(ROUNDS):
+            for _ in range(args.rounds):
                 for name, way in ways.items():
                     start = time.perf_counter()
                     answers[name] = way()

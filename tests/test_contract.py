@@ -150,7 +150,7 @@ def test_norm_layer_as_torchvision_takes_it(x):
     assert Counter(type(m) for m in by_name.modules())[timm.layers.GroupNorm1] == 34
     assert by_name(x).shape == (2, 1000)
     with pytest.raises(ValueError, match="act_layer=SiLU: oneDNN's convolution has only ReLU and h-swish"):
-        mnv3.deploy.onednn.pack(mnv3.MobileNetV3("small", act_layer="silu").eval(), x)
+        mnv3.onednn.pack(mnv3.MobileNetV3("small", act_layer="silu").eval(), x)
     with pytest.raises(ValueError, match="has an activation of its own"):
         mnv3.MobileNetV3("small", norm_layer=timm.layers.BatchNormAct2d)
     with pytest.raises(ValueError, match="global_pool='max' gives 576 channels, the head takes 1152"):

@@ -38,8 +38,8 @@ def add_commands(command: Command) -> None:
     )
     add_ema(sub)
     sub.add_argument("--topk", type=positive, default=5, metavar="K", help="classes per picture (5)")
-    sub.add_argument("--batch-size", type=positive, default=32, metavar="N", help="pictures at a time (32)")
-    sub.add_argument("--workers", type=positive, metavar="N", help="threads that read pictures (one a processor)")
+    sub.add_argument("--batch-size", type=positive, default=16, metavar="N", help="pictures at a time (16)")
+    sub.add_argument("--workers", type=positive, metavar="N", help="threads that read and compute (one a processor)")
     sub.add_argument("--exact", action="store_true", help="decode large JPEGs whole, not at a half or less")
     sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps ... (cpu)")
     sub.add_argument("--json", action="store_true", help="one JSON object a picture and line")
@@ -141,7 +141,7 @@ def _model(args: argparse.Namespace) -> "nn.Module":
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
     """What the predictions depend on."""
-    return {name: getattr(args, name) for name in ("model", "checkpoint", "use_ema", "topk", "exact")}
+    return {name: getattr(args, name) for name in ("model", "checkpoint", "use_ema", "topk", "exact", "batch_size")}
 
 
 def _last_of(world: int) -> bool:

@@ -29,7 +29,7 @@ def add_commands(command: Command) -> None:
     add_ema(sub)
     sub.add_argument("--tta", default="none", choices=("none", "flip"), help="flip: average with the mirror image")
     sub.add_argument("--batch-size", type=positive, default=256, metavar="N", help="pictures at a time (256)")
-    sub.add_argument("--workers", type=int, default=2, metavar="N", help="processes that read pictures (2)")
+    sub.add_argument("--workers", type=int, metavar="N", help="threads that read pictures (one a processor)")
     sub.add_argument("--json", metavar="FILE", type=Path, help="write all metrics to this file")
     sub.add_argument("--png", metavar="FILE", type=Path, help="write a picture of the confusion matrix")
 

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import onednn
 from ..errors import ExportError, names
 from ..folding import fuse
 from ..layers import check_own_weights, evaluating
-from . import onednn, runtime
+from . import runtime
 from .exporter import export, picture_size
 from .formats import FORMATS
 from .timing import interleaved

@@ -1,36 +1,56 @@
-"""Work on files in threads, some files ahead of who asks for the results."""
+"""Work in threads, some items ahead of who asks for the results."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
+import torch
+
+S = TypeVar("S")
 T = TypeVar("T")
+MAX_WORKERS = 16
 
 
-def read_ahead(
-    files: Iterable[Path], read: Callable[[Path], T], *, workers: int, ahead: int
-) -> Iterator[tuple[Path, T]]:
-    """Each file and what `read` makes of it, in their order.
+def read_ahead(items: Iterable[S], work: Callable[[S], T], *, pool: Executor, ahead: int) -> Iterator[tuple[S, T]]:
+    """Each item and what `work` makes of it, in their order.
 
     Args:
-        files: As many as there are; they are asked for one by one.
-        read: Called in threads. Pillow decodes and resizes outside the interpreter's lock.
-        workers: Threads.
-        ahead: Files that are read, or being read, before they are asked for: what bounds the memory.
+        items: As many as there are; they are asked for one by one.
+        work: Called in the pool's threads.
+        pool: Threads.
+        ahead: Items that are worked on, or done, before they are asked for: what bounds the memory.
     """
-    waiting: deque[tuple[Path, Future[T]]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for file in files:
-                waiting.append((file, pool.submit(read, file)))
-                if len(waiting) > ahead:
-                    done, result = waiting.popleft()
-                    yield done, result.result()
-            while waiting:
-                done, result = waiting.popleft()
-                yield done, result.result()
-        finally:  # whoever asked may have stopped
-            for _, result in waiting:
-                result.cancel()
+    waiting: deque[tuple[S, Future[T]]] = deque()
+    for item in items:
+        waiting.append((item, pool.submit(work, item)))
+        if len(waiting) > ahead:
+            done, result = waiting.popleft()
+            yield done, result.result()
+    while waiting:
+        done, result = waiting.popleft()
+        yield done, result.result()
+
+
+@contextmanager
+def single_threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads in which PyTorch computes with one thread each; what they have not begun at the end is left.
+
+    So as many are at work as the processor can run. The OpenMP threads of one network wait by spinning, and would take
+    turns with those that decode pictures.
+    """
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)  # the initializer has also set that of threads to come
+
+
+def default_workers() -> int:
+    """One for each processor that this process may use, or for its share where torchrun started several; at most 16."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(usable // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), MAX_WORKERS))

@@ -4,7 +4,9 @@ import dataclasses
 import json
 import math
 import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,12 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import DataError
-from ..factory import check_pooled, class_names
+from ..factory import check_pooled, class_names, transforms
 from ..files.atomic import write_atomically
 from ..layers import evaluating, finite, nonfinite_error
+from .ahead import default_workers
 from .class_folders import composed
 from .data import Pictures
-from .inputs import batches, check_channels
+from .inference import BATCH, answered
+from .inputs import Preprocessing, check_channels, held_batches, is_held_as_input
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -91,7 +95,7 @@ def evaluate(
     *,
     batch_size: int = 256,
     tta: str = "none",
-    workers: int = 2,
+    workers: int | None = None,
     accelerator: "Accelerator | None" = None,
 ) -> Metrics:
     """Evaluate in the model's precision, with the preprocessing of its weights; its modes are left as they were.
@@ -99,9 +103,9 @@ def evaluate(
     Args:
         model: A classifier with its `pretrained_cfg`, on any device.
         pictures: See `mnv3.data.load`.
-        batch_size: Pictures per forward pass.
+        batch_size: Pictures per forward pass; of files at most 16 on the CPU.
         tta: 'flip' averages the probabilities of each picture and its mirror image.
-        workers: Processes that read pictures that are not held in memory.
+        workers: Threads that read, and compute (see `mnv3.predict`), where the pictures are not held in memory.
         accelerator: Shares the pictures out to its processes; each gets the metrics of all.
 
     Raises:
@@ -115,14 +119,12 @@ def evaluate(
     classes = len(names)
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     mine = range(rank, len(pictures), world)
-    indices = [list(mine[start : start + batch_size]) for start in range(0, len(mine), batch_size)]
-    parameter = next(model.parameters())
+    compute = partial(_logits, tta=tta)
     confusion = torch.zeros(classes, classes, dtype=torch.long)
     sums = torch.zeros(3, dtype=torch.float64)  # loss, pictures with their class in the top 5, those without an answer
     with evaluating(model):
-        for batch, x in zip(indices, batches(model, pictures, indices, workers=workers), strict=True):
-            y = labels[batch]
-            logits = _logits(model, x.to(parameter), tta).float().cpu()
+        for batch, logits in _in_batches(model, pictures, mine, compute, batch_size=batch_size, workers=workers):
+            y, logits = labels[batch], logits.float().cpu()
             sums[0] += F.cross_entropy(logits.double(), y, reduction="sum")
             sums[1] += (logits.topk(min(5, classes)).indices == y[:, None]).sum()
             sums[2] += (~logits.isfinite()).any(1).sum()  # an error of all processes, below: others would wait for one
@@ -140,7 +142,7 @@ def evaluate(
 
 
 def probabilities(
-    model: nn.Module, pictures: Pictures, *, batch_size: int = 256, workers: int = 2
+    model: nn.Module, pictures: Pictures, *, batch_size: int = 256, workers: int | None = None
 ) -> tuple[list[str], Tensor, Tensor]:
     """The probability of every class for every picture; arguments and errors are those of `evaluate`.
 
@@ -148,12 +150,42 @@ def probabilities(
         Names of the classes in the model's order, labels (N,) and probabilities (N, classes) of the pictures in theirs.
     """
     names, labels = _in_order_of(model, pictures)
-    indices = [batch.tolist() for batch in torch.arange(len(pictures)).split(batch_size)]
-    parameter = next(model.parameters())
+    everything = range(len(pictures))
     with evaluating(model):
-        inputs = batches(model, pictures, indices, workers=workers)
-        probs = [finite(model(x.to(parameter)).float()).softmax(1).cpu() for x in inputs]
+        answers = _in_batches(model, pictures, everything, _logits, batch_size=batch_size, workers=workers)
+        probs = [finite(logits.float()).softmax(1).cpu() for _, logits in answers]
     return names, labels, torch.cat(probs)
+
+
+def _in_batches(
+    model: nn.Module,
+    pictures: Pictures,
+    indices: Sequence[int],
+    compute: Callable[[nn.Module, Tensor], Tensor],
+    *,
+    batch_size: int,
+    workers: int | None,
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Indices of pictures in batches, and what `compute` makes of the model and the pictures (B, 3, H, W)."""
+    cfg, parameter = model.pretrained_cfg, next(model.parameters())
+    if is_held_as_input(pictures, cfg):
+        batches = [list(indices[start : start + batch_size]) for start in range(0, len(indices), batch_size)]
+        for batch, x in zip(batches, held_batches(pictures, cfg, batches), strict=True):
+            yield batch, compute(model, x.to(parameter))
+        return
+    preprocessing = Preprocessing(transforms(model))
+
+    def answer(network: nn.Module, batch: list[tuple[int, Tensor]]) -> Tensor:
+        with torch.inference_mode():
+            return compute(network, preprocessing.batch([x for _, x in batch]).to(parameter))
+
+    def load(index: int) -> Tensor:
+        return preprocessing.picture(pictures.picture(index))
+
+    workers = default_workers() if workers is None else max(workers, 1)
+    batch_size = min(batch_size, BATCH) if parameter.device.type == "cpu" else batch_size
+    for batch, logits in answered(model, indices, load, answer, batch_size=batch_size, workers=workers):
+        yield [index for index, _ in batch], logits
 
 
 def _in_order_of(model: nn.Module, pictures: Pictures) -> tuple[list[str], Tensor]:
@@ -170,7 +202,7 @@ def _in_order_of(model: nn.Module, pictures: Pictures) -> tuple[list[str], Tenso
     return given, pictures.labels
 
 
-def _logits(model: nn.Module, x: Tensor, tta: str) -> Tensor:
+def _logits(model: nn.Module, x: Tensor, tta: str = "none") -> Tensor:
     """Logits (B, classes); with 'flip', log probabilities of the mean of both views, up to a constant."""
     logits = model(x)
     if tta == "flip":

@@ -142,7 +142,7 @@ def _rgb(picture: Image.Image) -> Image.Image:
     picture.load()
     left, top, right, bottom = box = _middle(picture.size)
     if picture.mode == "RGB" and not picture.has_transparency_data:
-        return picture.crop(box)
+        return picture if box == (0, 0, *picture.size) else picture.crop(box)
     grey = deep.Grey(picture) if deep.is_deep(picture) else None
     rgb = Image.new("RGB", (right - left, bottom - top))
     rows = max(1, PART // rgb.width)

@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,14 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from ..factory import check_pooled, class_names, transforms
-from ..folding import fuse
 from ..layers import evaluating, finite
-from ..model import MobileNetV3
 from . import images
-from .ahead import read_ahead
-from .inputs import Transform, check_channels
+from .ahead import default_workers
+from .inference import BATCH, answered
+from .inputs import Preprocessing, check_channels
 
-MAX_WORKERS = 8
 SPARE = 2  # times the pixels of the resized picture, along a side, that a JPEG is decoded with at least
 
 
@@ -35,7 +33,7 @@ def predict(
     files: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     *,
     topk: int = 5,
-    batch_size: int = 32,
+    batch_size: int = BATCH,
     workers: int | None = None,
     exact: bool = False,
     whole_batches: bool = False,
@@ -47,7 +45,8 @@ def predict(
         files: Files, and folders of pictures; or a single one.
         topk: How many classes.
         batch_size: Pictures per forward pass; the next ones are read meanwhile.
-        workers: Threads that read and resize; by default as many as processors, at most 8.
+        workers: Threads that read, resize and, for a MobileNetV3 in float32 on the CPU, compute; by default as many as
+            processors, at most 16.
         exact: Decode all pixels of every JPEG. By default one that is much larger than what the model takes is decoded
             at 1/2, 1/4 or 1/8 of its size (see `mnv3.images.load`).
         whole_batches: Fill up batches that have fewer pictures (the last one, and where a file cannot be read), so that
@@ -58,7 +57,7 @@ def predict(
             neither RGB nor grey.
         WeightsError: While it runs, if the model gives NaN or infinity.
     """
-    workers = min(_processors(), MAX_WORKERS) if workers is None else workers
+    workers = default_workers() if workers is None else workers
     for name, value in (("topk", topk), ("batch_size", batch_size), ("workers", workers)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}={value!r}: expected a whole number of at least 1")
@@ -70,27 +69,21 @@ def predict(
     return _predict(model, files, topk, batch_size, workers=workers, exact=exact, fill=fill)
 
 
-def _processors() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _predict(
     model: nn.Module, files: Iterable[Any], topk: int, batch_size: int, *, workers: int, exact: bool, fill: int
 ) -> Iterator[Prediction]:
-    names, transform = class_names(model), transforms(model)
-    at_least = None if exact else _pixels(model.pretrained_cfg)
-    pictures = read_ahead(
-        images.find(files), lambda path: _load(path, transform, at_least), workers=workers, ahead=batch_size + workers
-    )
-    model = _for_inference(model)
-    while batch := list(islice(pictures, batch_size)):
+    names, preprocessing = class_names(model), Preprocessing(transforms(model))
+    load = partial(_load, preprocessing=preprocessing, at_least=None if exact else _pixels(model.pretrained_cfg))
+
+    def classes(network: nn.Module, batch: list[tuple[Path, Tensor | str]]) -> list[list[tuple[float, int]]]:
         readable = [x for _, x in batch if isinstance(x, Tensor)]
-        results = iter(_classify(model, torch.stack(readable), topk, fill) if readable else ())
+        return _classify(network, preprocessing.batch(readable), topk, fill) if readable else []
+
+    for batch, found in answered(model, images.find(files), load, classes, batch_size=batch_size, workers=workers):
+        results = iter(found)
         for path, x in batch:
             if isinstance(x, Tensor):
-                classes = [{"index": i, "label": names and names[i], "prob": p} for p, i in next(results)]
-                yield Prediction(path, classes)
+                yield Prediction(path, [{"index": i, "label": names and names[i], "prob": p} for p, i in next(results)])
             else:
                 yield Prediction(path, [], error=x)
 
@@ -100,21 +93,10 @@ def _pixels(cfg: dict[str, Any]) -> int:
     return SPARE * math.ceil(max(cfg["input_size"][1:]) / (cfg.get("crop_pct") or 1))
 
 
-def _for_inference(model: nn.Module) -> nn.Module:
-    """The model, or a copy with its batch norms folded, which is faster."""
-    if not isinstance(model, MobileNetV3) or next(model.parameters()).dtype != torch.float32:
-        return model  # half precision would round twice
-    with evaluating(model):
-        try:
-            return fuse(model)
-        except ValueError:  # folded already, without norms, or pruned
-            return model
-
-
-def _load(path: Path, transform: Transform, at_least: int | None) -> Tensor | str:
-    """The model's input (C, H, W) of a file, or why it cannot be read."""
+def _load(path: Path, preprocessing: Preprocessing, at_least: int | None) -> Tensor | str:
+    """What the preprocessing makes of a file, or why it cannot be read."""
     try:
-        return transform(images.load(path, at_least=at_least))
+        return preprocessing.picture(images.load(path, at_least=at_least))
     except images.PictureError as error:
         return str(error)
 

@@ -302,7 +302,7 @@ def test_no_weights_are_fetched_for_no_pictures(fails, monkeypatch, tmp_path):
 def test_predict_into_a_file(run, fails, pictures, net, tmp_path, monkeypatch, ending):
     """Killed on the way and resumed, the file is the one of a run that was not."""
     whole, resumed = tmp_path / f"whole{ending}", tmp_path / f"resumed{ending}"
-    predict = ("predict", pictures, "--checkpoint", net, "--batch-size", 3)
+    predict = ("predict", pictures, "--checkpoint", net, "--batch-size", 1, "--workers", 1)
     status, out, err = run(*predict, "--out", whole)
     assert (status, out) == (1, f"wrote {whole}: 4 pictures\n")
     assert "c.png: not a picture" in err
@@ -317,10 +317,13 @@ def test_predict_into_a_file(run, fails, pictures, net, tmp_path, monkeypatch, e
         patch.setattr(mnv3.images, "load", interrupted)
         assert run(*predict, "--out", resumed)[0] == 130
     assert not resumed.exists()
+    lines = (tmp_path / f"resumed{ending}.partial").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 1 + 2, "the settings, a and b; c was not handed out yet"
     assert "is of a run that did not end: go on with --resume" in fails(*predict, "--out", resumed)
     assert "was begun with topk 5, not 2" in fails(*predict, "--out", resumed, "--resume", "--topk", 2)
-    status, _, err = run(*predict, "--out", resumed, "--resume")
-    assert (status, err) == (0, ""), "what could not be read was said before"
+    assert "was begun with batch_size 1, not 2" in fails(*predict, "--out", resumed, "--resume", "--batch-size", 2)
+    status, _, again = run(*predict, "--out", resumed, "--resume")
+    assert (status, again) == (1, err)
     assert resumed.read_bytes() == whole.read_bytes()
     assert "choose another name, or replace it with --force" in fails(*predict, "--out", whole)
     assert "--resume and --force are for --out FILE" in fails(*predict, "--resume")

@@ -11,7 +11,8 @@ from PIL import Image
 from torch import nn
 
 import mnv3
-from mnv3.deploy import FORMATS, Choice, Optimized, fastest, onednn, optimize, runtime, timing
+from mnv3 import onednn
+from mnv3.deploy import FORMATS, Choice, Optimized, fastest, optimize, runtime, timing
 from mnv3.deploy.fastest import CANDIDATES
 
 

@@ -18,7 +18,7 @@ from torchvision.transforms.functional import pil_to_tensor
 import mnv3
 from mnv3.pictures.data import DataError, Pictures
 from mnv3.pictures.evaluate import Metrics, evaluate, probabilities
-from mnv3.pictures.inputs import batches
+from mnv3.pictures.inputs import held_batches
 
 
 class Fake(nn.Module):
@@ -232,7 +232,7 @@ def test_held_and_files_give_the_same(tmp_path):
 
 def test_held_inputs_to_the_last_bit():
     model, pictures = Fake(4), held(5)
-    (found,) = batches(model, pictures, [list(range(5))], workers=0)
+    (found,) = held_batches(pictures, model.pretrained_cfg, [list(range(5))])
     expected = [mnv3.transforms(model)(Image.fromarray(p.permute(1, 2, 0).numpy())) for p in pictures.source]
     torch.testing.assert_close(found, torch.stack(expected), rtol=0, atol=1e-6)
 

@@ -2,14 +2,18 @@
 
 import copy
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import timm
 import torch
 from conftest import randomize
 from PIL import Image
+from torch import nn
 
 import mnv3
+from mnv3.pictures.inference import for_inference
+from mnv3.pictures.inputs import Preprocessing
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +233,7 @@ def test_large_jpegs_are_decoded_smaller(model, tmp_path, monkeypatch):
 
 
 def test_reading_ahead_is_bounded(model, folder):
-    """However many files there are, a batch and one for each worker is read before the first result is taken."""
+    """However many files there are: three batches are computed or wait for it, one is read, and one for each worker."""
     asked = []
 
     def endless():
@@ -240,7 +244,7 @@ def test_reading_ahead_is_bounded(model, folder):
     predictions = mnv3.predict(model, endless(), batch_size=3, workers=2)
     for _ in range(4):
         next(predictions)
-    assert len(asked) <= 3 + 3 + 3 + 2 + 1
+    assert len(asked) <= 3 * 3 + 3 + 2 + 1
 
 
 def test_whole_batches(model, folder):
@@ -250,3 +254,63 @@ def test_whole_batches(model, folder):
     for some in (files[:1], files[1:3], files[::-1], [folder / "c.png", files[2]]):
         found = mnv3.predict(model, some, batch_size=4, whole_batches=True)
         assert all(p == expected[p.file] for p in found if not p.error)
+
+
+def test_threads_are_left_as_they_were(model, folder):
+    """Each worker computes with one thread; neither this thread nor one that starts afterwards does."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    inside = []
+    hooked = copy.deepcopy(model)
+    try:
+        for network in (model, hooked):
+            network.classifier.register_forward_hook(lambda *_: inside.append(torch.get_num_threads()))
+            list(mnv3.predict(network, folder, workers=2))
+            assert torch.get_num_threads() == 3
+            with ThreadPoolExecutor(1) as pool:
+                assert pool.submit(torch.get_num_threads).result() == 3
+        predictions = mnv3.predict(model, [folder / "a.png"] * 9, batch_size=1)
+        next(predictions)
+        predictions.close()  # whoever asked has stopped
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+        model.classifier._forward_hooks.clear()
+    assert set(inside) == {3}, "a model that is watched computes in this thread"
+
+
+@pytest.mark.parametrize("act_layer", [None, "silu"])
+def test_the_network_in_threads(act_layer, folder):
+    """Folded, packed where oneDNN has the activation, in several threads: the logits are the model's."""
+    model = randomize(mnv3.create_model("mnv3_small_cifar", act_layer=act_layer)).eval()
+    network, of_threads = for_inference(model, 4)
+    assert of_threads
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+    x = torch.randn(4, 3, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(network(x), model(x), atol=1e-4, rtol=1e-4)
+    model.bfloat16()
+    assert for_inference(model, 4) == (model, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "size"),
+    [
+        ("mnv3_small_cifar", {}, (40, 50)),
+        ("mnv3_small.lamb_in1k", {}, (300, 260)),
+        ("mnv3_large.tv2_in1k", {}, (500, 375)),
+        ("mnv3_small_cifar", {"in_chans": 1}, (33, 70)),
+    ],
+)
+def test_preprocessing_in_two_parts(name, options, size):
+    """Pictures in 8 bits, then numbers of a batch: the same bits as of the whole transform, picture by picture."""
+    transform = mnv3.transforms(mnv3.create_model(name, device="meta", **options))
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (3, *size, 3), dtype=torch.uint8, generator=generator)
+    pictures = [Image.fromarray(one.numpy()) for one in pixels]
+    preprocessing = Preprocessing(transform)
+    parts = [preprocessing.picture(picture) for picture in pictures]
+    assert {part.dtype for part in parts} == {torch.uint8}
+    assert torch.equal(preprocessing.batch(parts), torch.stack([transform(picture) for picture in pictures]))
+    other = Preprocessing(lambda picture: transform(picture) * 2)
+    assert torch.equal(other.batch([other.picture(pictures[0])])[0], transform(pictures[0]) * 2)

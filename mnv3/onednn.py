@@ -6,10 +6,11 @@ PyTorch's own F.conv2d reorders the weights of a convolution in every call, whic
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..folding import fuse
-from ..layers import Conv2dSame, ConvNormAct, evaluating
+from .folding import fuse
+from .layers import Conv2dSame, ConvNormAct, evaluating
 
 UNARY = {nn.ReLU: "relu", nn.Hardswish: "hardswish", nn.Identity: "none"}
 
@@ -20,26 +21,31 @@ def available() -> bool:
 
 
 class PackedConv(nn.Module):
-    """Convolution, bias and activation of a fused `ConvNormAct`, for inference in float32 on this CPU."""
+    """Convolution, bias and activation of a fused `ConvNormAct`, for inference in float32 on this CPU.
+
+    TensorFlow's padding of even sides, one pixel fewer before than after, is the operator's own padding with a row and
+    a column of zeros before the kernel: no padded copy of the map is made.
+    """
 
     def __init__(self, layer: ConvNormAct, shape: tuple[int, ...]) -> None:
         super().__init__()
         conv, act = layer.conv, layer.act
-        where = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
-        weight = conv.weight.detach().contiguous(memory_format=torch.channels_last)
-        packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *where, list(shape))
+        self._layer, self._same = layer, isinstance(conv, Conv2dSame)
         unary = next((name for kind, name in UNARY.items() if isinstance(act, kind)), None)
         if unary is None:
             raise ValueError(f"act_layer={type(act).__name__}: oneDNN's convolution has only ReLU and h-swish after it")
-        self._conv, self._call = conv, (packed, conv.bias.detach(), *where, unary, [], "")
+        weight, padding = conv.weight.detach(), list(conv.padding)
+        if self._same:
+            weight, padding = F.pad(weight, [1, 0, 1, 0]), [side // 2 for side in conv.kernel_size]
+        where = (padding, list(conv.stride), list(conv.dilation), conv.groups)
+        weight = weight.contiguous(memory_format=torch.channels_last)
+        packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *where, list(shape))
+        self._call = packed, conv.bias.detach(), *where, unary, [], ""
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._convolution_pointwise(pad(self._conv, x), *self._call)
-
-
-def pad(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """The padding that is no part of the operator: TensorFlow's."""
-    return conv.pad(x) if isinstance(conv, Conv2dSame) else x
+        if self._same and (x.shape[-2] % 2 or x.shape[-1] % 2):
+            return self._layer(x)
+        return torch.ops.mkldnn._convolution_pointwise(x, *self._call)
 
 
 def pack(model: nn.Module, x: Tensor) -> nn.Module:
@@ -57,13 +63,13 @@ def pack(model: nn.Module, x: Tensor) -> nn.Module:
 
     def note(name: str) -> Callable[..., None]:
         def hook(layer: ConvNormAct, args: tuple[Tensor]) -> None:
-            shapes[name] = tuple(pad(layer.conv, args[0]).shape)
+            shapes[name] = (len(x), *args[0].shape[1:])
 
         return hook
 
     hooks = [layer.register_forward_pre_hook(note(name)) for name, layer in layers.items()]
     with evaluating(packed):
-        packed(x)
+        packed(x[:1])
     for hook in hooks:
         hook.remove()
     for name, layer in layers.items():
