@@ -3,7 +3,7 @@
 import copy
 
 from torch import nn
-from torch.nn.utils import fuse_conv_bn_eval
+from torch.nn.utils import fuse_conv_bn_weights
 
 from .layers import NORMS, ConvNormAct, check_own_weights
 
@@ -29,6 +29,8 @@ def fuse(model: nn.Module) -> nn.Module:
     if not layers:
         raise ValueError(f"fuse() found no batch norm of mnv3 in this {type(model).__name__}: is it fused already?")
     for layer in layers:
-        layer.conv = fuse_conv_bn_eval(layer.conv, layer.norm)
+        conv, norm = layer.conv, layer.norm
+        statistics = norm.running_mean, norm.running_var, norm.eps
+        conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics, norm.weight, norm.bias)
         layer.norm = nn.Identity()
     return fused
