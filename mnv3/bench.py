@@ -255,7 +255,7 @@ def machine() -> str:
 
 
 def markdown(cells: Sequence[Cell]) -> str:
-    """A table for each number of threads and batch: milliseconds, ratio to the row's first runtime, share of the limit."""
+    """A table for each number of threads and batch: ms, ratio to the row's first runtime, share of the limit."""
     parts = [f"{machine()}; {cells[0].size} px; median ms (ratio to the first column; share of the matrix rate)\n"]
     for threads, batch in dict.fromkeys((cell.threads, cell.batch) for cell in cells):
         table = [cell for cell in cells if (cell.threads, cell.batch) == (threads, batch)]
