@@ -3,6 +3,8 @@
 import datetime
 import json
 import sys
+from collections.abc import Sequence
+from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,12 @@ from mnv3.deploy import processor
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
-def write(file: Path, *, versions: dict[str, str] | None = None, **data: Any) -> None:
+def write(file: Path, packages: Sequence[str], *, versions: dict[str, str] | None = None, **data: Any) -> None:
     """Write a record: the command, date, machine and versions, and what was measured.
 
     Args:
         file: Where to.
+        packages: Those whose versions matter.
         versions: Of what is no Python package.
         data: What was measured; of lists, every entry gets a line.
     """
@@ -24,7 +27,7 @@ def write(file: Path, *, versions: dict[str, str] | None = None, **data: Any) ->
         "command": command(sys.argv),
         "date": datetime.date.today().isoformat(),
         "machine": processor.name(),
-        "versions": processor.versions() | (versions or {}),
+        "versions": {name: metadata.version(name) for name in packages} | (versions or {}),
     }
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(as_text(about | data), encoding="utf-8")

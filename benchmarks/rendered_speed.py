@@ -1,6 +1,7 @@
 """The tables of speed in README and docs/deploy.md, beside the limit: how fast the processor multiplies matrices."""
 # ruff: noqa: RUF001 (Chinese)
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from mnv3.text import markdown_table
 
 TIMM = {"mnv3_small": "timm/mobilenetv3_small_100", "mnv3_large": "timm/mobilenetv3_large_100"}
 NAMES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO", "onednn": "oneDNN", "fused": "`mnv3.fuse`"}
+KINDS = {"float32": 32, "int8": 8}  # of a limit, and their bits
 SUMMARY = (  # of README.md and README.zh-CN.md: a row's name, runtime and models
     ("timm, eager", "timm，eager", "eager", tuple(TIMM.values())),
     ("`mnv3.fuse`", "`mnv3.fuse`", "fused", tuple(TIMM)),
@@ -36,13 +38,15 @@ def of_limit(cells: Sequence[Record], kind: str = "float32") -> str:
     return f" ({' / '.join(shares)} %)" if shares else ""
 
 
-def limits(cells: Sequence[Record]) -> str:
+def limits(cells: Sequence[Record], *, chinese: bool = False) -> str:
     """The matrix rates by their threads, in words; nothing where they were not measured."""
     found = {cell["threads"]: cell["limit"] for cell in cells if cell["limit"]}
-    both = [
-        " / ".join(f"{limit[kind]:,.0f}" for limit in found.values() if limit[kind]) for kind in ("float32", "int8")
-    ]
-    return f"{both[0]} GFLOP/s in float32" + (f", {both[1]} GOP/s in 8 bits" if both[1] else "") if found else ""
+    float32, int8 = (" / ".join(f"{limit[kind]:,.0f}" for limit in found.values() if limit[kind]) for kind in KINDS)
+    if not found:
+        return ""
+    if chinese:
+        return f"float32 {float32} GFLOP/s" + (f"，8 位 {int8} GOP/s" if int8 else "")
+    return f"{float32} GFLOP/s in float32" + (f", {int8} GOP/s in 8 bits" if int8 else "")
 
 
 def _threads(cell: Record) -> str:
@@ -58,7 +62,9 @@ def latency(results: Path) -> str:
     for group in groups:
         table = [cell for cell in cells if (cell["threads"], cell["batch"]) == group]
         limit = limits(table)
-        heading = f"{_threads(table[0])}, ms" + (f" (in brackets: of the matrix rate, {limit})" if limit else "")
+        heading = f"{_threads(table[0])}, ms" + (
+            f" (in brackets: per cent of the matrix rate, {limit})" if limit else ""
+        )
         names, _, found = grid(table, "model", "runtime")
         rows = [("model", *order)]
         for name in names:
@@ -99,9 +105,10 @@ def summary(results: Path, *, chinese: bool = False) -> str:
         took = (" 或 " if chinese else " or ").join(sorted(filter(None, chosen)))
         figures = [" / ".join(_short(cell["ms"]) for cell in row) + of_limit(row) for row in found]
         rows.append(((translated if chinese else english).format(took), *figures, *[""] * (2 - len(figures))))
-    limit = limits(cells)
+    limit = limits(cells, chinese=chinese)
     what = "括号内：处理器矩阵乘法速度的百分比，后者为" if chinese else "in brackets: per cent of the matrix rate,"
-    short = record | {"command": "make measure", "note": f"{what} {limit}" if limit else None}
+    command = textwrap.shorten(record["command"], 60, placeholder=" ...")
+    short = record | {"command": command, "note": f"{what} {limit}" if limit else None}
     return f"{markdown_table(rows, '<>>')}\n\n{caption(short, packages=('torch', 'timm', 'openvino'), chinese=chinese)}"
 
 
@@ -113,18 +120,16 @@ def int8_speed(results: Path) -> str:
     """8 bits against float32."""
     record = read(results, "int8_speed")
     cells = record["cells"]
-    names, kinds = list(dict.fromkeys(cell["runtime"] for cell in cells)), {32: "float32", 8: "int8"}
-    rows = [("", *names)]
-    found = {
-        bits: [[c for c in cells if (c["runtime"], c["bits"]) == (name, bits)] for name in names] for bits in kinds
-    }
-    for bits, label in ((32, "float32"), (8, "8 bits")):
-        columns = [
-            " / ".join(f"{c['ms']:.2f}" for c in column) + of_limit(column, kinds[bits]) for column in found[bits]
-        ]
-        rows.append((label, *columns))
-    pairs = [zip(*both, strict=True) for both in zip(found[32], found[8], strict=True)]
-    rows.append(("times as fast in 8 bits", *(" / ".join(f"{a['ms'] / b['ms']:.2f}" for a, b in p) for p in pairs)))
+    names = list(dict.fromkeys(cell["runtime"] for cell in cells))
+    rows, of_kind = [("", *names)], {}
+    for kind, label in (("float32", "float32"), ("int8", "8 bits")):
+        columns = [[c for c in cells if (c["runtime"], c["bits"]) == (name, KINDS[kind])] for name in names]
+        figures = [" / ".join(f"{cell['ms']:.2f}" for cell in column) + of_limit(column, kind) for column in columns]
+        rows.append((label, *figures))
+        of_kind[kind] = columns
+    pairs = [zip(*both, strict=True) for both in zip(*of_kind.values(), strict=True)]
+    ratios = [" / ".join(f"{before['ms'] / after['ms']:.2f}" for before, after in pair) for pair in pairs]
+    rows.append(("times as fast in 8 bits", *ratios))
     limit = limits(cells)
     notes = [f"In brackets: per cent of the matrix rate of that type, {limit}."] if limit else []
     return f"{markdown_table(rows, '<' + '>' * len(names))}\n\n{caption(record, *notes)}"
