@@ -113,7 +113,7 @@ def bench(
     with tempfile.TemporaryDirectory() as temporary:
         folder = files or Path(temporary)
         cases = [case for batch in batches for model in models for case in _cases(model, runtimes, batch, size, folder)]
-        limits = {count: processor.measure_limit(count) for count in threads}
+        limits = {count: processor.measure_limit(count, seconds=min(seconds, 1)) for count in threads}
         for batch in batches:
             for count in threads:
                 table = [replace(case, threads=count) for case in cases if case.batch == batch]
