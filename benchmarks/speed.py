@@ -10,7 +10,7 @@ short turns, records in a temporary folder.
 import argparse
 import statistics
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import record
@@ -18,29 +18,41 @@ import record
 from mnv3 import bench, deploy, loading
 
 MODELS = ("timm/mobilenetv3_small_100", "mnv3_small", "timm/mobilenetv3_large_100", "mnv3_large", "resnet50")
-RUNTIMES = ("eager", "fused", "onednn", "optimize", "onnx", "openvino", "executorch", "tflite")
 PACKAGES = ("torch", "timm", "onnxruntime", "openvino", "executorch", "ai-edge-litert")
 INT8 = "mnv3_small_tf.uint8_in1k"  # has Google's weights, and ships with mnv3
 INT8_RUNTIMES = ("onnx", "openvino", "executorch", "tflite")
 
 
-def latency(files: Path, *, quick: bool) -> list[bench.Cell]:
-    """One picture on one thread and on two; 32 pictures on two, which is what one does for throughput.
+@dataclass(frozen=True)
+class Plan:
+    """What to measure of one network after the other."""
+
+    runtimes: tuple[str, ...] = ("eager", "fused", "onednn", "optimize", "onnx", "openvino", "executorch", "tflite")
+    size: int = 224
+    seconds: float = 1.2
+    groups: tuple[tuple[tuple[int, ...], int], ...] = (((1, 2), 1), ((2,), 32))  # threads and batch: a user, throughput
+
+
+QUICK = Plan(runtimes=Plan.runtimes[:-2], size=64, seconds=0.3, groups=(((1,), 1),))
+
+
+def write_exports(plan: Plan, files: Path) -> None:
+    """What `latency` would write itself, before anything is measured."""
+    for _, batch in plan.groups:
+        for model in MODELS:
+            bench._cases(model, plan.runtimes, batch, plan.size, files)
+
+
+def latency(plan: Plan, files: Path) -> list[dict]:
+    """Cells of every model in every runtime.
 
     Args:
+        plan: What to measure.
         files: The folder of exports.
-        quick: Small pictures and short turns.
     """
-    options = {"size": 64 if quick else 224, "seconds": 0.3 if quick else 1.2, "files": files}
-    cells = bench.bench(MODELS, runtimes=RUNTIMES, threads=(1, 2), batches=(1,), **options)
-    return cells if quick else cells + bench.bench(MODELS, runtimes=RUNTIMES, threads=(2,), batches=(32,), **options)
-
-
-def write_exports(files: Path, *, quick: bool) -> None:
-    """What `latency` would write itself, before anything is measured."""
-    for batch in (1,) if quick else (1, 32):
-        for model in MODELS:
-            bench._cases(model, RUNTIMES, batch, 64 if quick else 224, files)
+    options = {"runtimes": plan.runtimes, "size": plan.size, "seconds": plan.seconds, "files": files}
+    groups = (bench.bench(MODELS, threads=threads, batches=(batch,), **options) for threads, batch in plan.groups)
+    return [asdict(cell) for cells in groups for cell in cells]
 
 
 def int8_files(folder: Path, pictures: Path) -> dict[Path, tuple[str, int]]:
@@ -70,10 +82,10 @@ def _quantize(model: bench.nn.Module, file: Path, to: str, pictures: Path) -> No
     deploy.quantize(model, file, to=to, calibrate=pictures)
 
 
-def int8_speed(files: dict[Path, tuple[str, int]], *, quick: bool) -> list[dict]:
-    """Cells of 8-bit files and of those in float32, with their bits."""
+def int8_speed(plan: Plan, files: dict[Path, tuple[str, int]]) -> list[dict]:
+    """Cells of the files of `int8_files`, with their bits."""
     macs = bench.count_macs(INT8.partition(".")[0], 224)
-    cells = bench.bench([str(file) for file in files], threads=(1, 2), seconds=0.3 if quick else 1.2)
+    cells = bench.bench([str(file) for file in files], threads=plan.groups[0][0], seconds=plan.seconds)
     named = [asdict(cell) | {"model": INT8, "macs": macs, "bits": files[Path(cell.model)][1]} for cell in cells]
     return [{key: value for key, value in cell.items() if key != "ratio"} for cell in named]
 
@@ -92,15 +104,13 @@ def main() -> None:
     parser.add_argument("--prepare", action="store_true", help="write the files alone")
     parser.add_argument("--quick", action="store_true", help="a rehearsal; its records go to a temporary folder")
     args = parser.parse_args()
+    plan = QUICK if args.quick else Plan()
     files = int8_files(args.files / "int8", args.pictures)
-    write_exports(args.files, quick=args.quick)
+    write_exports(plan, args.files)
     if args.prepare:
         return
     results = Path(tempfile.mkdtemp()) if args.quick else record.RESULTS
-    for name, cells in (
-        ("latency", [asdict(cell) for cell in latency(args.files, quick=args.quick)]),
-        ("int8_speed", int8_speed(files, quick=args.quick)),
-    ):
+    for name, cells in (("latency", latency(plan, args.files)), ("int8_speed", int8_speed(plan, files))):
         record.write(results / f"{name}.json", PACKAGES, note=spread(cells), cells=cells)
         print(results / f"{name}.json", flush=True)
 

@@ -140,7 +140,10 @@ def _cases(model: str, runtimes: Sequence[str], batch: int, size: int, folder: P
             file = folder / name / f"{stem}{FORMATS[name].suffix}"  # two formats have a .bin
             if not file.exists():
                 file.parent.mkdir(parents=True, exist_ok=True)
-                _write(model, name, batch, size, file)
+                with tempfile.TemporaryDirectory(dir=file.parent) as draft:
+                    _write(model, name, batch, size, Path(draft) / file.name)
+                    for part in sorted(Path(draft).iterdir(), key=lambda part: part.suffix == file.suffix):
+                        part.replace(file.parent / part.name)  # the file itself last: what is there is whole
         cases.append(Case(model, name, 1, batch, size, file and str(file)))
     return cases
 
