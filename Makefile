@@ -1,6 +1,9 @@
-# `make figures` draws every picture of the documents again, from what is in this repository; see docs/figures/.
+# `make figures tables` makes every picture and every table of the documents again, of what is in this repository (docs/figures,
+# benchmarks/results). `make measure PICTURES=FOLDER` measures the speeds anew, on a machine that does nothing else: ten minutes,
+# after a quarter of an hour in which `make measured-files PICTURES=FOLDER` writes what is measured.
 PYTHON ?= python3
 FIGURES ?= docs/figures
+FILES ?= build/speed
 MNV3 = $(PYTHON) -m mnv3 show
 
 figures:
@@ -12,4 +15,14 @@ figures:
 	$(MNV3) compare mnv3_small_cifar.cifar10 mnv3_large_cifar.cifar10 benchmarks/cifar10_published.json --no-latency -o $(FIGURES)/cifar10.png
 	$(MNV3) compare benchmarks/ablation.json -o $(FIGURES)/ablation.png
 
-.PHONY: figures
+tables:
+	$(PYTHON) benchmarks/tables.py
+
+measured-files:
+	$(PYTHON) benchmarks/speed.py --files $(FILES) --pictures $(PICTURES) --prepare
+
+measure:
+	$(PYTHON) benchmarks/speed.py --files $(FILES) --pictures $(PICTURES)
+	$(PYTHON) benchmarks/latency.py --json benchmarks/results/eager.json
+
+.PHONY: figures tables measured-files measure

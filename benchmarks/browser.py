@@ -1,6 +1,6 @@
 """Milliseconds of the demo page's network in a headless Chromium, beside ONNX Runtime in Python.
 
-    MNV3_ONNXRUNTIME_WEB=node_modules/onnxruntime-web python benchmarks/browser.py [MODEL ...] [--runs 60]
+    MNV3_ONNXRUNTIME_WEB=node_modules/onnxruntime-web python benchmarks/browser.py [MODEL ...] [--runs 60] [--json FILE]
 
 The page runs one picture after the other, as it does for a user, by WebAssembly with as many threads as the machine has
 (at most four); ONNX Runtime runs the same file with as many.
@@ -8,6 +8,7 @@ The page runs one picture after the other, as it does for a user, by WebAssembly
 
 import argparse
 import os
+import re
 import statistics
 import sys
 import tempfile
@@ -17,10 +18,11 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import record
 
 import mnv3
 from mnv3.bench import machine
-from mnv3.demo import server, site
+from mnv3.demo import runtime_files, server, site
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "helpers"))
@@ -63,12 +65,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", default=["mnv3_small_cifar.cifar10", "mnv3_small_tf.uint8_in1k"])
     parser.add_argument("--runs", type=int, default=60, metavar="N", help="pictures, after 5 that do not count (60)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured")
     args = parser.parse_args()
     print(f"{machine()}\n")
     print(
         "| ms for one picture | px | threads | browser: resizing | browser: network | ONNX Runtime in Python | ratio |"
     )
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    rows: list[dict] = []
     with tempfile.TemporaryDirectory() as temporary, Browser() as browser:
         for name in args.models:
             model = mnv3.create_model(name, pretrained=True)
@@ -78,12 +82,19 @@ def main() -> None:
             threading.Thread(target=running.serve_forever, daemon=True).start()
             with running:
                 browser.open(server.url_of(running), width=1280)
+                agent = browser.evaluate("navigator.userAgent")
                 preparing, network, threads = browser.evaluate(RUN.replace("RUNS", str(args.runs)))
                 running.shutdown()
             native = in_python(folder / "model.onnx", args.runs, threads)
             size, milliseconds = model.pretrained_cfg["input_size"][-1], statistics.median(network)
             cells = f"{size} | {threads} | {statistics.median(preparing):.1f} | {milliseconds:.1f} | {native:.2f}"
+            row = {"model": name, "size": size, "threads": threads, "resizing": statistics.median(preparing)}
+            rows.append(row | {"network": milliseconds, "python": native, "ratio": milliseconds / native})
             print(f"| {name} | {cells} | {milliseconds / native:.1f} |", flush=True)
+    if args.json:
+        chromium = re.search(r"Chrome/(\d+)", agent)
+        versions = {"Chromium": chromium[1] if chromium else agent, "onnxruntime-web": runtime_files.VERSION}
+        record.write(args.json, ("onnxruntime",), versions=versions, pictures=args.runs, rows=rows)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Quantised TFLite files: top-1 in LiteRT, as plain floats, and with the biases corrected (`mnv3 convert --calibrate`).
 
-    python benchmarks/import_tflite.py FILE.tflite ... --pictures FOLDER
+    python benchmarks/import_tflite.py FILE.tflite ... --pictures FOLDER [--json FILE]
 
 FOLDER has pictures whose names start with the index of their class: 0000_tench.jpg. Calibrated on 64 of every second
 one; 'unseen' are the others.
@@ -9,6 +9,7 @@ one; 'unseen' are the others.
 import argparse
 from pathlib import Path
 
+import record
 import torch
 from torch import Tensor
 
@@ -56,23 +57,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE.tflite", help="of uint8, as Google publishes them")
     parser.add_argument("--pictures", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured")
     args = parser.parse_args()
     pictures = sorted(mnv3.images.find(args.pictures))
     labels = torch.tensor([int(file.name.partition("_")[0]) for file in pictures])
     print(f"{machine()}; top-1 of {len(pictures)} pictures / of the {len(pictures[1::2])} unseen, %\n")
     print("| file | in LiteRT | plain | calibrated |\n| --- | ---: | ---: | ---: |")
+    rows = []
     for file in args.files:
         foreign = reading.read(file)
         model = built(foreign)
         transform = mnv3.transforms(model)
         x = torch.stack([transform(mnv3.images.load(picture)) for picture in pictures])
         background = foreign.options["num_classes"] - 1000
-        cells = []
+        row: dict = {"file": file.name}
         corrected = built(calibrated(file, pictures[::2]))
-        for y in (litert_logits(file, foreign, x), logits(model, x), logits(corrected, x)):
+        found = {
+            "litert": litert_logits(file, foreign, x),
+            "plain": logits(model, x),
+            "calibrated": logits(corrected, x),
+        }
+        for name, y in found.items():
             right = (y.float().argmax(1) - background == labels).float()
-            cells.append(f"{100 * right.mean():.1f} / {100 * right[1::2].mean():.1f}")
+            row[name] = [100 * part.mean().item() for part in (right, right[1::2])]
+        rows.append(row)
+        cells = [f"{row[name][0]:.1f} / {row[name][1]:.1f}" for name in found]
         print(f"| {file.name} | {' | '.join(cells)} |", flush=True)
+    if args.json:
+        record.write(
+            args.json, ("torch", "ai-edge-litert"), pictures=len(pictures), unseen=len(pictures[1::2]), rows=rows
+        )
 
 
 if __name__ == "__main__":

@@ -1,16 +1,17 @@
 """Latency of a forward pass beside timm's and torchvision's own models with the same weights.
 
-    python benchmarks/latency.py [--threads 1 2] [--batch 1] [--size 224] [--runs 60] [--json]
+    python benchmarks/latency.py [--threads 1 2] [--batch 1] [--size 224] [--runs 60] [--json FILE]
 
 Models run in turn, one pass each, so that a change of the machine's speed meets all of them; after a warm-up, the
 median of the ratios of each turn is printed, with the quartiles. Below 1, mnv3 is faster.
 """
 
 import argparse
-import json
 import statistics
 import time
+from pathlib import Path
 
+import record
 import timm
 import torch
 import torchvision
@@ -77,7 +78,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--size", type=int, default=224, help="pixels along a side")
     parser.add_argument("--runs", type=int, default=60)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured")
     args = parser.parse_args()
     rows = []
     for threads in args.threads:
@@ -89,8 +90,7 @@ def main() -> None:
                 row |= {f"to {other}": ratio(times[name], times[other]) for other in ("timm", "torchvision")}
                 rows.append(row)
     if args.json:
-        print(json.dumps({"machine": machine(), "batch": args.batch, "size": args.size, "rows": rows}))
-        return
+        record.write(args.json, ("torch", "timm", "torchvision"), batch=args.batch, size=args.size, rows=rows)
     print(f"{machine()}; batch {args.batch}, {args.size} px\n")
     print("| model | threads | | ms | / timm | / torchvision |\n| --- | ---: | --- | ---: | ---: | ---: |")
     for row in rows:

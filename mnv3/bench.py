@@ -5,10 +5,10 @@ Every cell of a table (a model in a runtime, with a number of threads and a batc
 """
 
 import copy
+import datetime
 import functools
+import hashlib
 import json
-import os
-import platform
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -19,12 +19,13 @@ import torch
 from torch import nn
 
 from . import loading
-from .deploy import runtime
+from .deploy import processor, runtime
 from .deploy.exporter import check_size, deployable, describe
 from .deploy.fastest import CANDIDATES, optimize
 from .deploy.formats import FORMATS
 from .deploy.packages import quiet, require
 from .deploy.processes import Job, Run, measure
+from .deploy.processor import Limit
 from .deploy.seal import read_unchecked
 from .deploy.writers import Graph
 from .deploy.writing import exporter_errors
@@ -67,6 +68,12 @@ class Cell:
     file_mb: float | None
     macs: int | None  # of one picture
     choice: str | None  # what `optimize` took
+    limit: Limit  # with as many threads
+
+    @property
+    def share(self) -> float | None:
+        """What it reaches of the limit in float32; None for an exported file, which can be in 8 bits."""
+        return self.macs and 2e-9 * self.macs * self.images_per_s / self.limit.float32
 
 
 def bench(
@@ -77,6 +84,7 @@ def bench(
     batches: Sequence[int] = (1,),
     size: int = 224,
     seconds: float = 3.0,
+    files: Path | None = None,
 ) -> list[Cell]:
     """Measure every model in every runtime.
 
@@ -88,6 +96,7 @@ def bench(
         batches: Numbers of pictures at a time.
         size: Side of the pictures, in pixels.
         seconds: How long each cell is measured in all.
+        files: A folder to leave the exports in. Those of an earlier call are taken from it, as they were written then.
 
     Raises:
         ValueError: An unknown model or runtime, or a file that takes other batches or sizes.
@@ -101,11 +110,14 @@ def bench(
             with quiet():
                 require(name, write=True)
     cells, macs = [], {name: count_macs(name, size) for name in models}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = files or Path(temporary)
+        cases = [case for batch in batches for model in models for case in _cases(model, runtimes, batch, size, folder)]
+        limits = {count: processor.measure_limit(count, seconds=min(seconds, 1)) for count in threads}
         for batch in batches:
-            cases = [case for model in models for case in _cases(model, runtimes, batch, size, Path(folder))]
             for count in threads:
-                cells += _measure([replace(case, threads=count) for case in cases], seconds, macs)
+                table = [replace(case, threads=count) for case in cases if case.batch == batch]
+                cells += _measure(table, seconds, macs, limits[count])
     return cells
 
 
@@ -124,8 +136,14 @@ def _cases(model: str, runtimes: Sequence[str], batch: int, size: int, folder: P
             continue
         file = None
         if name in FORMATS:
-            file = folder / f"{len(list(folder.iterdir()))}-{batch}{FORMATS[name].suffix}"
-            _write(model, name, batch, size, file)
+            stem = hashlib.sha256(f"{model} {batch} {size}".encode()).hexdigest()[:16]
+            file = folder / name / f"{stem}{FORMATS[name].suffix}"  # two formats have a .bin
+            if not file.exists():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryDirectory(dir=file.parent) as draft:
+                    _write(model, name, batch, size, Path(draft) / file.name)
+                    for part in sorted(Path(draft).iterdir(), key=lambda part: part.suffix == file.suffix):
+                        part.replace(file.parent / part.name)  # the file itself last: what is there is whole
         cases.append(Case(model, name, 1, batch, size, file and str(file)))
     return cases
 
@@ -179,7 +197,7 @@ def count_macs(name: str, size: int) -> int | None:
     return counter.get_total_flops() // 2
 
 
-def _measure(cases: Sequence[Case], seconds: float, macs: Mapping[str, int | None]) -> list[Cell]:
+def _measure(cases: Sequence[Case], seconds: float, macs: Mapping[str, int | None], limit: Limit) -> list[Cell]:
     """Measure the cases of one table, and sum up."""
     jobs = [Job(f"{case.model} in {case.runtime}", case.threads, functools.partial(_prepare, case)) for case in cases]
     first: dict[str, float] = {}
@@ -204,6 +222,7 @@ def _measure(cases: Sequence[Case], seconds: float, macs: Mapping[str, int | Non
                 file_mb=_megabytes(Path(case.file)) if case.file else None,
                 macs=macs[case.model],
                 choice=measured.choice,
+                limit=limit,
             )
         )
     return cells
@@ -235,30 +254,37 @@ def _load(case: Case, model: nn.Module | None, x: torch.Tensor) -> Run:
 
 def machine() -> str:
     """What the figures were measured on."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
-    capability = torch.backends.cpu.get_cpu_capability()
-    return f"{name or platform.machine()}, {os.cpu_count()} cores, {capability}, torch {torch.__version__}"
+    return f"{processor.name()}, torch {torch.__version__}"
 
 
 def markdown(cells: Sequence[Cell]) -> str:
-    """A table for each number of threads and batch: milliseconds, and the ratio to the row's first runtime."""
-    parts = [f"{machine()}; {cells[0].size} px; median ms (ratio to the first column)\n"]
+    """A table for each number of threads and batch: ms, ratio to the row's first runtime, share of the limit."""
+    parts = [f"{machine()}; {cells[0].size} px; median ms (ratio to the first column; share of the matrix rate)\n"]
     for threads, batch in dict.fromkeys((cell.threads, cell.batch) for cell in cells):
         table = [cell for cell in cells if (cell.threads, cell.batch) == (threads, batch)]
         columns = list(dict.fromkeys(cell.runtime for cell in table))
-        parts.append(f"{threads} thread{'s' * (threads > 1)}, batch {batch}:\n")
+        parts.append(f"{threads} thread{'s' * (threads > 1)}, batch {batch}; matrix rate: {table[0].limit}:\n")
         rows = [("model", "MACs / M", *columns)]
         for name in dict.fromkeys(cell.model for cell in table):
             row = {cell.runtime: cell for cell in table if cell.model == name}
-            numbers = [f"{c.ms:.2f} ({c.ratio:.2f})" if (c := row.get(column)) else "-" for column in columns]
+            numbers = [_figures(row[column]) if column in row else "-" for column in columns]
             macs = next(iter(row.values())).macs
             rows.append((name, f"{macs / 1e6:.1f}" if macs else "-", *numbers))
         parts.append(markdown_table(rows, "<>" + ">" * len(columns)) + "\n")
     return "\n".join(parts)
 
 
+def _figures(cell: Cell) -> str:
+    share = f"; {100 * cell.share:.0f} %" if cell.share else ""
+    return f"{cell.ms:.2f} ({cell.ratio:.2f}{share})"
+
+
 def as_json(cells: Sequence[Cell]) -> str:
-    """All that was measured, with the machine."""
-    return json.dumps({"machine": machine(), "cells": [asdict(cell) for cell in cells]}, indent=1) + "\n"
+    """All that was measured, with date, machine and versions."""
+    record = {
+        "date": datetime.date.today().isoformat(),
+        "machine": processor.name(),
+        "versions": processor.versions(),
+        "cells": [asdict(cell) for cell in cells],
+    }
+    return json.dumps(record, indent=1) + "\n"

@@ -1,7 +1,11 @@
 """mnv3 bench: real measurements of small models, and what it refuses."""
 
+import datetime
+import functools
 import inspect
 import json
+from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +16,8 @@ import mnv3
 from mnv3 import bench
 from mnv3.arch import count_macs
 from mnv3.cli.main import main
+from mnv3.deploy import processor
+from mnv3.deploy.timing import call_times
 
 
 @pytest.fixture(scope="module")
@@ -37,15 +43,46 @@ def test_cells(cells):
         assert cell.load_s > 0
         assert cell.memory_mb > 0
         assert (cell.file_mb is None) == (cell.runtime != "onnx")
+        assert cell.limit == cells[0].limit
+        assert cell.share == pytest.approx(2 * cell.macs / (1e-3 * cell.ms) / (1e9 * cell.limit.float32))
     assert cells[1].file_mb == pytest.approx(0.36, abs=0.03)
     macs = count_macs(ARCH, size=32, num_classes=10)
     assert cells[0].macs == cells[1].macs == macs
     text = bench.markdown(cells)
     assert "| model | MACs / M | fused | onnx |" in text
-    assert f"| {ours} | {macs / 1e6:.1f} | {cells[0].ms:.2f} (1.00) |" in text
+    assert f"| {ours} | {macs / 1e6:.1f} | {cells[0].ms:.2f} (1.00; {100 * cells[0].share:.0f} %) |" in text
+    assert f"1 thread, batch 1; matrix rate: {cells[0].limit}:" in text
     assert "| timm/test_resnet | " in text
     assert "torch " + torch.__version__ in text
-    assert json.loads(bench.as_json(cells))["cells"][0]["ms"] == cells[0].ms
+    record = json.loads(bench.as_json(cells))
+    assert record["cells"][0]["ms"] == cells[0].ms
+    assert record["cells"][0]["limit"] == asdict(cells[0].limit)
+    assert record["versions"]["torch"].startswith(torch.__version__.partition("+")[0])
+    datetime.date.fromisoformat(record["date"])
+
+
+def test_limit():
+    """It is what a product of matrices takes here, and threads stay as they were."""
+    before = torch.get_num_threads()
+    limit = processor.measure_limit(before + 1, seconds=0.1)
+    assert torch.get_num_threads() == before
+    x = torch.randn(processor.SIDE, processor.SIDE)
+    ms = min(call_times(lambda x: x @ x, x, seconds=0.3))
+    assert 0.1 < limit.float32 / (2 * processor.SIDE**3 / (1e6 * ms)) < 4, "a machine may be busy; the unit is 10^9"
+    assert f"{limit.float32:,.0f} GFLOP/s in float32" in str(limit)
+    assert ("8 bits" in str(limit)) == (limit.int8 is not None)
+    assert "8 bits" not in str(processor.Limit(1.0, None))
+
+
+def test_exports_are_kept(tmp_path, monkeypatch):
+    needs("onnx")
+    once = functools.partial(bench._cases, str(weights()), ["onnx", "openvino"], 1, 32, tmp_path)
+    files = [case.file for case in once()]
+    assert [Path(file).suffix for file in files] == [".onnx", ".xml"]
+    monkeypatch.setattr(bench, "_write", None)
+    assert [case.file for case in once()] == files
+    with pytest.raises(TypeError):
+        bench._cases(str(weights()), ["onnx"], 2, 32, tmp_path)
 
 
 @pytest.mark.slow
@@ -122,7 +159,7 @@ def test_a_file_of_another_batch_or_size():
 def test_a_process_that_fails_is_reported():
     case = bench.Case("mnv3_small_cifar", "onnx", 1, 1, 32, "/nowhere/net.onnx")
     with pytest.raises(mnv3.errors.ExportError, match="mnv3_small_cifar in onnx: "):
-        bench._measure([case], 0.1, {"mnv3_small_cifar": None})
+        bench._measure([case], 0.1, {"mnv3_small_cifar": None}, processor.Limit(1.0, None))
 
 
 def test_names():

@@ -33,9 +33,7 @@ def commands(*texts: str) -> list[str]:
 def test_table_of_models_is_the_commands(capsys):
     main(["list", "--markdown"])
     table = capsys.readouterr().out
-    assert f"`mnv3 list --markdown`; tests/test_docs.py compares -->\n{table}\n" in README, (
-        "paste the output of `mnv3 list --markdown` into README.md"
-    )
+    assert f"<!-- table: models -->\n{table}<!-- end -->\n" in README, "`make tables`"
     main(["list"])
     plain = [line.split() for line in capsys.readouterr().out.splitlines()]
     cells = [[cell.strip() for cell in row.strip("|").split("|")][:-1] for row in table.splitlines()]
@@ -97,7 +95,7 @@ def test_the_chinese_readme_says_what_the_other_does():
     def content(section):
         lines = [line.partition("#")[0].rstrip() for block in blocks("console", section) for line in block.splitlines()]
         cells = [cell.strip() for line in section.splitlines() if line.startswith("|") for cell in line.split("|")]
-        numbers = [cell for cell in cells if re.fullmatch(r"[\d./ ]+", cell)]
+        numbers = [cell for cell in cells if re.fullmatch(r"[\d./ ()%]+", cell)]
         links = set(re.findall(r"\]\(([^)#]+)", section)) - {"README.md", "README.zh-CN.md"}
         return lines, blocks("python", section), numbers, links
 
