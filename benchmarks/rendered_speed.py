@@ -10,7 +10,7 @@ from rendered import Record, caption, grid, read
 from mnv3.text import markdown_table
 
 TIMM = {"mnv3_small": "timm/mobilenetv3_small_100", "mnv3_large": "timm/mobilenetv3_large_100"}
-NAMES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO", "onednn": "oneDNN", "fused": "`mnv3.fuse`"}
+NAMES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO", "executorch": "ExecuTorch", "tflite": "LiteRT"}
 KINDS = {"float32": 32, "int8": 8}  # of a limit, and their bits
 SUMMARY = (  # of README.md and README.zh-CN.md: a row's name, runtime and models
     ("timm, eager", "timm，eager", "eager", tuple(TIMM.values())),
@@ -106,8 +106,8 @@ def summary(results: Path, *, chinese: bool = False) -> str:
         figures = [" / ".join(_short(cell["ms"]) for cell in row) + of_limit(row) for row in found]
         rows.append(((translated if chinese else english).format(took), *figures, *[""] * (2 - len(figures))))
     limit = limits(cells, chinese=chinese)
-    what = "括号内：处理器矩阵乘法速度的百分比，后者为" if chinese else "in brackets: per cent of the matrix rate,"
-    command = textwrap.shorten(record["command"], 60, placeholder=" ...")
+    what = "括号内：处理器矩阵乘法速度的百分比，后者为" if chinese else "in brackets: % of the matrix rate,"
+    command = textwrap.shorten(record["command"], 40, placeholder=" ...")
     short = record | {"command": command, "note": f"{what} {limit}" if limit else None}
     return f"{markdown_table(rows, '<>>')}\n\n{caption(short, packages=('torch', 'timm', 'openvino'), chinese=chinese)}"
 
