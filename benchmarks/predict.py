@@ -1,6 +1,6 @@
 """From picture files to labels: mnv3.predict beside timm and torchvision, with the same weights and cores.
 
-    python benchmarks/predict.py --pictures ../shared/images/imagenet_half [--count 200]
+    python benchmarks/predict.py --pictures ../shared/images/imagenet_half [--count 200] [--json FILE]
 
 Makes JPEGs of 500 x 375 and of 4,000 x 3,000 pixels of the pictures, and lets these take turns over them: `predict`;
 `predict` that decodes everything (`exact`); timm's pipeline as in its inference.py (timm.data.ImageDataset and
@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 import mnv3
+import record
 from mnv3.bench import machine
 
 NAME = "mnv3_small_tf.uint8_in1k"
@@ -82,8 +83,9 @@ def by_torchvision(model: torch.nn.Module, folder: Path, workers: int) -> list[i
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pictures", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--count", type=int, default=200, metavar="N", help="pictures of each size (200)")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, metavar="N", help=f"turns of each ({ROUNDS})")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write a record, see record.py")
     args = parser.parse_args()
     model = mnv3.create_model(NAME, pretrained=True).eval()
     pictures = mnv3.images.spread(list(mnv3.images.find(args.pictures)), args.count)
@@ -91,6 +93,7 @@ def main() -> None:
     print(f"{machine()}; {NAME}, {len(pictures)} pictures of each size, {workers} workers\n")
     print("| pictures/s | mnv3.predict | exact | timm | torchvision | ratio | other class |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    rows = []
     with tempfile.TemporaryDirectory() as temporary:
         for size in SIZES:
             folder = Path(temporary) / f"{size[0]}"
@@ -113,6 +116,11 @@ def main() -> None:
             other = sum(a != b for a, b in zip(answers["mnv3"], answers["exact"], strict=True))
             cells = " | ".join(f"{medians[name]:.1f}" for name in ways)
             print(f"| {size[0]} x {size[1]} | {cells} | {ratio:.2f} | {other} of {len(pictures)} |", flush=True)
+            rounded = {name: round(rate, 1) for name, rate in medians.items()}
+            rows.append({"size": list(size), **rounded, "ratio": round(ratio, 2), "other": other})
+    if args.json:
+        packages = ("torch", "torchvision", "timm", "pillow")
+        record.write(args.json, packages, pictures=len(pictures), model=NAME, rows=rows)
 
 
 if __name__ == "__main__":

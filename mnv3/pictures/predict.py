@@ -17,7 +17,7 @@ from .ahead import default_workers
 from .inference import BATCH, answered
 from .inputs import Preprocessing, check_channels
 
-SPARE = 2  # times the pixels of the resized picture, along a side, that a JPEG is decoded with at least
+SPARE = 1.25  # times the pixels of the resized picture, along a side, that a JPEG is decoded with at least
 
 
 class Prediction(NamedTuple):
@@ -90,7 +90,7 @@ def _predict(
 
 def _pixels(cfg: dict[str, Any]) -> int:
     """Along the shorter side of a picture: as many as its resizing needs to be nearly that of the whole picture."""
-    return SPARE * math.ceil(max(cfg["input_size"][1:]) / (cfg.get("crop_pct") or 1))
+    return math.ceil(SPARE * max(cfg["input_size"][1:]) / (cfg.get("crop_pct") or 1))
 
 
 def _load(path: Path, preprocessing: Preprocessing, at_least: int | None) -> Tensor | str:
