@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import record
 import timm
 import torch
 import torchvision
@@ -24,7 +25,6 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 import mnv3
-import record
 from mnv3.bench import machine
 
 NAME = "mnv3_small_tf.uint8_in1k"
