@@ -43,7 +43,7 @@ class Batches:
         recipe = self.recipe
         return shuffled(
             self.pictures.labels,
-            batch=recipe.batch_size,
+            batch=recipe.share,
             parts=recipe.accumulate * self.world,
             seed=recipe.seed,
             epoch=epoch,

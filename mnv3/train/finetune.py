@@ -26,7 +26,7 @@ from ..files.checkpoint import read_checkpoint
 from ..files.saving import plain_tensors
 from ..layers import BN_EPS, set_bn_eps
 from ..pictures.evaluate import Metrics, evaluate
-from . import ingredients, optimizers, processes, progress, results
+from . import ingredients, launcher, optimizers, processes, progress, results
 from .augment import Augment
 from .batches import Batches
 from .folder_lock import locked
@@ -72,6 +72,9 @@ def finetune(
     else:
         name, recipe = Path(recipe).stem, load(recipe, **overrides)
     folder = Path(out or Path("runs") / name)
+    recipe = launcher.settled(recipe, folder, resume=resume)
+    if recipe.processes > 1 and processes.launched() == 1:
+        return launcher.launch(recipe, folder, resume=resume)
     first = processes.accelerator(recipe).is_main_process
     with locked(folder) if first else nullcontext():
         return Training(recipe, folder, resume=resume).run()
@@ -85,6 +88,8 @@ class Training:
         self.files.check(recipe, resume=resume)
         self.accelerator = processes.accelerator(recipe)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        if recipe.processes not in (1, self.world):
+            raise ValueError(f"processes: {recipe.processes}, but {self.world} were started: expected as many, or 1")
         self.pictures = load_splits(recipe)
         self.inventory = inventory(self.pictures)
         self.files.check_pictures(self.inventory)

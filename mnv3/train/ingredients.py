@@ -200,7 +200,7 @@ def warn(recipe: Recipe, raw: nn.Module, batches: Batches) -> None:
         logger.warning("%d px leave a 1x1 map at total stride %d: take %s", recipe.size, raw.stride, advice)
     if recipe.optimizer in ("sgd", "momentum", "nesterov") and recipe.lr > 0.1 and recipe.batch_size <= 64:
         logger.warning("lr %g is high for batches of %d", recipe.lr, recipe.batch_size)
-    if batch < recipe.batch_size:
-        logger.warning("%d pictures are too few for batches of %d: a batch has %d", pictures, recipe.batch_size, batch)
+    if batch < recipe.share:
+        logger.warning("%d pictures are too few for batches of %d: a batch has %d", pictures, recipe.share, batch)
     if recipe.ema and updates < 100:
         logger.warning("%d updates are few for an average of the weights: consider ema 0", updates)

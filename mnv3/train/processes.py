@@ -1,5 +1,6 @@
-"""Device, precision and processes: all that accelerate does."""
+"""Device, precision and processes: how many there are, and all that accelerate does."""
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -11,6 +12,38 @@ from .recipe import Recipe
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+
+LEAST_PART = 32  # pictures of an update that a process should have: batch norm takes its statistics from them
+
+
+def launched() -> int:
+    """How many processes torchrun, `accelerate launch` or launcher.py started, this one among them."""
+    try:
+        return max(1, int(os.environ.get("WORLD_SIZE", "1")))
+    except ValueError:
+        return 1
+
+
+def cores() -> int:
+    """Of the processor, those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def suitable(recipe: Recipe) -> int:
+    """How many processes train fastest here: one for each GPU or core, as far as they get `LEAST_PART` pictures each.
+
+    Two processes of one thread gain more than two threads of one, as each has its own pictures and waits for nothing.
+    """
+    if torch.cuda.is_available():
+        most = torch.cuda.device_count()
+    else:
+        most = 1 if torch.backends.mps.is_available() else cores()
+    shares = (n for n in range(most, 1, -1) if recipe.batch_size % n == 0 and recipe.batch_size // n >= LEAST_PART)
+    even = 2 if recipe.mixup or recipe.cutmix else 1
+    return next((n for n in shares if recipe.batch_size // n % even == 0), 1)
 
 
 def accelerator(recipe: Recipe) -> "Accelerator":
