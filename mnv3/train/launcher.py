@@ -60,21 +60,28 @@ def launch(recipe: Recipe, folder: Path, *, resume: bool) -> Path:
     return folder
 
 
-def _start(place: Path, rank: int, world: int) -> subprocess.Popen:
-    """One of the processes; the errors output of the first is ours."""
+def environment(rank: int, world: int) -> dict[str, str]:
+    """The environment of a process: torchrun's variables, its share of the cores, and memory that it keeps."""
     threads = max(1, processes.cores() // world)
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
     numbers |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-    environment = os.environ | {key: str(number) for key, number in numbers.items()}
-    environment |= {"PYTHONPATH": os.pathsep.join(paths), "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    # glibc would give the memory of every map back to the system, which has to clear it anew for the next
+    numbers |= {"MALLOC_MMAP_THRESHOLD_": 2**25, "MALLOC_TRIM_THRESHOLD_": 2**32}
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    variables = os.environ | {key: str(number) for key, number in numbers.items()}
+    variables |= {"PYTHONPATH": os.pathsep.join(paths), "TORCH_CPP_LOG_LEVEL": "ERROR"}
     if sys.platform == "linux":
-        environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # gradients need no network
+        variables.setdefault("GLOO_SOCKET_IFNAME", "lo")  # gradients need no network
+    return variables
+
+
+def _start(place: Path, rank: int, world: int) -> subprocess.Popen:
+    """One of the processes; the errors output of the first is ours."""
     with open(place / f"{rank}.log", "wb") as log:
         return subprocess.Popen(
             [sys.executable, "-m", WORKER, str(place)],
-            env=environment,
-            stdin=subprocess.PIPE,  # nothing comes, but its end, see `_stop_with_parent`
+            env=environment(rank, world),
+            stdin=subprocess.PIPE,  # nothing comes, but its end, which says that this process is gone
             stderr=log if rank else None,
             start_new_session=True,
         )
