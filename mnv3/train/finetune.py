@@ -216,7 +216,10 @@ class Training:
         if not self.pending:
             return
         pending, self.pending = self.pending, []
-        for (update, _), (loss, norm) in zip(pending, torch.stack([v for _, v in pending]).tolist(), strict=True):
+        values = torch.stack([value for _, value in pending])
+        if self.world > 1:
+            values = self.accelerator.reduce(values, "mean")  # each has the loss of its own pictures
+        for (update, _), (loss, norm) in zip(pending, values.tolist(), strict=True):
             if not math.isfinite(norm) and self.accelerator.scaler is None:
                 self._fail("the gradient is not finite", update)
             self.sums["grad_norm"] += norm if math.isfinite(norm) else 0.0
