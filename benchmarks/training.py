@@ -130,6 +130,7 @@ def updates_in_processes(size: str, data: str, count: int) -> Iterator[None]:
         finally:
             for child in children:
                 child.stdin.close()
+            for child in children:  # which end together
                 child.wait()
 
 

@@ -48,15 +48,16 @@ def launch(recipe: Recipe, folder: Path, *, resume: bool) -> Path:
     with tempfile.TemporaryDirectory(prefix="mnv3-") as temporary:
         place = Path(temporary)
         (place / TASK).write_bytes(pickle.dumps(task))
+        failed = None
         with _passing_signals_on() as children:
             try:
                 for rank in range(recipe.processes):
                     children.append(_start(place, rank, recipe.processes))
-                _wait(children)
+                failed = _wait(children)
             finally:
                 _end(children)
-        if any(child.returncode for child in children):
-            _raise(place, children, folder)
+        if failed is not None:
+            _raise(place, children, failed, folder)
     return folder
 
 
@@ -107,14 +108,15 @@ def _passing_signals_on() -> Iterator[list[subprocess.Popen]]:
             signal.signal(number, handler)
 
 
-def _wait(children: list[subprocess.Popen]) -> None:
-    """Until all have ended, or some time after one has failed."""
-    failed = None
-    while any(child.poll() is None for child in children):
-        if any(child.returncode for child in children):
-            failed = failed or time.monotonic()
-            if time.monotonic() > failed + GRACE:
-                return
+def _wait(children: list[subprocess.Popen]) -> int | None:
+    """Until all have ended, or some time after one has failed; returns which did first, or None."""
+    failed, until = None, float("inf")
+    while True:
+        states = [child.poll() for child in children]
+        if failed is None and any(states):
+            failed, until = next(n for n, state in enumerate(states) if state), time.monotonic() + GRACE
+        if None not in states or time.monotonic() > until:
+            return failed
         time.sleep(0.05)
 
 
@@ -126,20 +128,20 @@ def _end(children: list[subprocess.Popen]) -> None:
         child.stdin.close()
 
 
-def _raise(place: Path, children: list[subprocess.Popen], folder: Path) -> NoReturn:
+def _raise(place: Path, children: list[subprocess.Popen], failed: int, folder: Path) -> NoReturn:
     """Raise the error of the process that failed first; of the others it is that they missed this one."""
     errors = [pickle.loads(file.read_bytes()) for file in place.glob("*.error")]
     if errors:
         raise min(errors, key=lambda found: found[0])[1]
-    number, child = next((n, child) for n, child in enumerate(children, 1) if child.returncode)
+    child = children[failed]
     if -child.returncode in (signal.SIGINT, signal.SIGTERM):
         raise KeyboardInterrupt
     how = f"by signal {-child.returncode}" if child.returncode < 0 else f"with status {child.returncode}"
     memory = " (memory may have run out)" if child.returncode == -signal.SIGKILL else ""
-    log = place / f"{number - 1}.log"
+    log = place / f"{failed}.log"
     lines = log.read_text(errors="replace").split("\n") if log.is_file() else []
     last = next((f": {line.strip()}" for line in reversed(lines) if line.strip()), "")
     raise TrainingStopped(
-        f"process {number} of {len(children)} ended {how}{memory}{last}: "
+        f"process {failed + 1} of {len(children)} ended {how}{memory}{last}: "
         f"what was saved is in {folder}, go on with --resume"
     )
