@@ -2,17 +2,23 @@
 
     python benchmarks/training.py --data CIFAR10 [--models small large] [--threads 1 2] [--turns 8] [--json]
 
+For N threads, `processes: N` is measured too: N processes of one thread that share the batches out. Its windows are in
+the same turns as the others, whose memory and threads then rest.
+
 CIFAR10 is a folder train/<class>/*.png of 32 px. Both train the same network (strides 1, 2, 1, 2, 2) on batches of 128
 with crop, mirroring, random erasing, label smoothing, clipping, SGD and an average of the weights. timm's model is in
 channels_last, in float32 as its train.py has it by default; its rows with bfloat16 (`--amp --amp-dtype bfloat16`) are
-printed as well. Windows of five updates run in turn, after a warm-up; printed are the median images a second and the
-median of the ratios of each turn to timm in float32, with the quartiles.
+printed as well. Windows of four updates run in turn, after a warm-up; printed are the median images a second and the
+median of the ratios of each turn to timm in float32, and to mnv3 on one thread, with the quartiles.
 """
 
 import argparse
 import json
+import os
 import platform
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -27,10 +33,10 @@ from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch import nn
 
 import mnv3
-from mnv3.train import ingredients, processes, recipe
+from mnv3.train import ingredients, launcher, processes, recipe
 from mnv3.train.finetune import Training
 
-WINDOW = 5  # updates
+WINDOW = 4  # updates
 
 
 def timm_model(size: str, classes: int) -> nn.Module:
@@ -90,8 +96,53 @@ def our_updates(chosen: recipe.Recipe) -> Iterator[None]:
         for batches in training.batches.of_epoch(training.epoch, 0):
             ingredients.train_mode(training.raw, freeze_bn=False)
             training._update(model, batches)
+            training.update += 1
             yield
-        training.epoch += 1
+        training.epoch, training.update = training.epoch + 1, 0
+
+
+def on_one_thread(updates: Iterator[None], threads: int) -> Iterator[None]:
+    """The same with one thread, whatever the others have."""
+    while True:
+        torch.set_num_threads(1)
+        next(updates)
+        torch.set_num_threads(threads)
+        yield
+
+
+def updates_in_processes(size: str, data: str, count: int) -> Iterator[None]:
+    """The recipe with mnv3's helper in processes that share a batch out, as `processes: N` starts them."""
+    with tempfile.TemporaryDirectory() as folder:
+        meeting, children = (Path(folder) / "meeting").as_uri(), []
+        for rank in range(count):
+            command = [sys.executable, __file__, "--data", data, "--models", size, "--serve", meeting]
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+            children.append(subprocess.Popen(command, env=launcher.environment(rank, count), **pipes))
+        try:
+            while True:
+                for child in children:
+                    child.stdin.write(b"\n")
+                    child.stdin.flush()
+                for child in children:
+                    if not child.stdout.readline():
+                        raise RuntimeError("a process has ended")
+                yield
+        finally:
+            for child in children:
+                child.stdin.close()
+            for child in children:  # which end together
+                child.wait()
+
+
+def serve(size: str, data: str, meeting: str) -> None:
+    """In one of these processes: an update for each line of stdin, and a line of stdout after it."""
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
+    updates = our_updates(recipe.load(f"cifar10_{size}", data=data, sizes=[], lr=0.01, processes=world))
+    for _ in sys.stdin:
+        next(updates)
+        print(flush=True)
+    processes.leave_together()
 
 
 def measure(size: str, data: str, *, threads: int, turns: int) -> dict[str, list[float]]:
@@ -104,6 +155,9 @@ def measure(size: str, data: str, *, threads: int, turns: int) -> dict[str, list
         "mnv3, float32": our_updates(recipe.load(f"cifar10_{size}", data=data, sizes=[], lr=0.01, precision="no")),
         f"mnv3, {'bfloat16' if processes.best_precision() == 'bf16' else 'float32'} (auto)": our_updates(chosen),
     }
+    if threads > 1:
+        candidates["mnv3, 1 thread (auto)"] = on_one_thread(our_updates(chosen), threads)
+        candidates[f"mnv3, {threads} processes (auto)"] = updates_in_processes(size, data, threads)
     rates: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in range(turns + 1):
         for name, updates in candidates.items():
@@ -112,7 +166,14 @@ def measure(size: str, data: str, *, threads: int, turns: int) -> dict[str, list
                 next(updates)
             if turn:  # the first is the warm-up
                 rates[name].append(WINDOW * chosen.batch_size / (time.perf_counter() - start))
+    candidates[next(reversed(candidates))].close()
     return rates
+
+
+def over(rates: list[float], base: list[float]) -> str:
+    """The median of the ratios turn by turn, and the quartiles."""
+    low, middle, high = statistics.quantiles([a / b for a, b in zip(rates, base, strict=True)], n=4)
+    return f"{middle:.2f} ({low:.2f} - {high:.2f})"
 
 
 def main() -> None:
@@ -123,18 +184,21 @@ def main() -> None:
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--turns", type=int, default=8)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--serve", metavar="MEETING", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.serve:
+        return serve(args.models[0], args.data, args.serve)
     machine = f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
     print(f"{machine}, torch {torch.__version__}, timm {timm.__version__}")
-    print("| model | threads | | images/s | / timm, float32 |\n| --- | ---: | --- | ---: | ---: |")
+    print("| model | threads | | images/s | / timm, float32 | / mnv3, 1 thread |")
+    print("| --- | ---: | --- | ---: | ---: | ---: |")
     for size in args.models:
         for threads in args.threads:
             rates = measure(size, args.data, threads=threads, turns=args.turns)
-            base = rates["timm, float32"]
             for name, found in rates.items():
-                low, middle, high = statistics.quantiles([a / b for a, b in zip(found, base, strict=True)], n=4)
-                ratio = f"{middle:.2f} ({low:.2f} - {high:.2f})"
-                print(f"| {size} | {threads} | {name} | {statistics.median(found):.0f} | {ratio} |", flush=True)
+                cells = [size, threads, name, f"{statistics.median(found):.0f}", over(found, rates["timm, float32"])]
+                cells.append(over(found, rates["mnv3, 1 thread (auto)"]) if threads > 1 else "")
+                print("|", " | ".join(map(str, cells)), "|", flush=True)
             if args.json:
                 print(json.dumps({"model": size, "threads": threads, "rates": rates}))
 

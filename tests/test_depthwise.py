@@ -161,6 +161,24 @@ def test_other_backward_passes(stride, size):
         assert_near(found, expected)
 
 
+@KERNELS
+def test_other_backward_passes_in_bfloat16(kernel):
+    """The input gradient at stride 2 is no kernel of PyTorch's there."""
+    x = torch.randn(8, 4, 9, 8, dtype=torch.bfloat16, requires_grad=True)
+    found, expected = [], []
+    for conv, results in zip(pair(kernel_size=kernel, stride=2, padding=kernel // 2), (found, expected), strict=True):
+        kind = torch.bfloat16 if results is found else torch.float64
+        inputs = x.to(kind).detach().requires_grad_()
+        out = conv.to(torch.bfloat16).to(kind)(inputs)
+        torch.manual_seed(1)
+        grads = torch.randn(3, *out.shape, dtype=torch.bfloat16).to(kind)
+        results += torch.autograd.grad(out, inputs, grads, is_grads_batched=True, retain_graph=True)
+        (grad,) = torch.autograd.grad((out * grads[0]).sum(), inputs, create_graph=True)
+        results += torch.autograd.grad((grad * grad.detach()).sum(), weight(conv))
+    for one, other in zip(found, expected, strict=True):
+        assert_near(one, other, 2**-7)
+
+
 def transformed(conv, x, weight, tangent):
     """What torch.func makes of conv(x, weight); x has one more dimension in front."""
     loss = lambda x, weight: conv(x, weight).pow(3).sum()  # noqa: E731

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..errors import DataError
 from ..pictures.data import Pictures, files_loader
 from . import seeds
-from .augment import Augment, TrainFiles
+from .augment import Augment, TrainFiles, moved
 from .recipe import Recipe
 
 if TYPE_CHECKING:
@@ -33,7 +33,11 @@ class Batches:
 
     def __init__(self, recipe: Recipe, pictures: Pictures, augment: Augment, accelerator: "Accelerator") -> None:
         self.recipe, self.pictures, self.augment = recipe, pictures, augment
-        self.device = accelerator.device
+        device = accelerator.device
+        self.labels, self.source, self.sides = pictures.labels.to(device), pictures.source, (1, 1)
+        if pictures.held:
+            self.sides = pictures.source.shape[2:]
+            self.source = pictures.source if augment.policy else pictures.source.to(device)
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.updates, *shape = self.order(0).shape
         self.pictures_per_update = math.prod(shape)
@@ -43,7 +47,7 @@ class Batches:
         recipe = self.recipe
         return shuffled(
             self.pictures.labels,
-            batch=recipe.batch_size,
+            batch=recipe.share,
             parts=recipe.accumulate * self.world,
             seed=recipe.seed,
             epoch=epoch,
@@ -66,11 +70,15 @@ class Batches:
         def key(update: int, part: int) -> tuple[int, ...]:
             return self.recipe.seed, epoch, update, part, self.rank
 
+        def seed_of(update: int, part: int) -> tuple[int, ...]:
+            return self.recipe.seed, epoch, update, part
+
+        count, start = self.world * mine.shape[-1], self.rank * mine.shape[-1]  # pictures of all processes, and mine
         files = None
         if not self.pictures.held:
             dataset = TrainFiles(self.pictures, self.recipe, self.augment.policy, size)
             keys = [
-                list(zip(row.tolist(), seeds.derived(*key(update, part), count=len(row)), strict=True))
+                list(zip(row.tolist(), seeds.derived(*seed_of(update, part), 0, count=count)[start:], strict=False))
                 for update, rows in enumerate(mine, first)
                 for part, row in enumerate(rows)
             ]
@@ -78,9 +86,11 @@ class Batches:
 
         def of_update(update: int, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
             for part, row in enumerate(rows):
-                x = self.pictures.source[row] if files is None else next(files)
-                seeds.seed_all(*key(update, part))
-                yield self.augment.batch(x, size, self.device), self.pictures.labels[row].to(self.device)
+                generator = torch.Generator().manual_seed(*seeds.derived(*seed_of(update, part), 0))
+                draws = self.augment.draw(count, self.sides, size, generator).part(start, start + len(row))
+                x = next(files) if files else self.source[moved(row, self.source.device)]
+                seeds.seed_all(*seed_of(update, part), self.rank)  # of mixup, of layers that drop, and of a policy
+                yield self.augment.batch(x, size, draws), self.labels[moved(row, self.labels.device)]
 
         for update, rows in enumerate(mine, first):
             yield of_update(update, rows)

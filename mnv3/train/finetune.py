@@ -26,7 +26,7 @@ from ..files.checkpoint import read_checkpoint
 from ..files.saving import plain_tensors
 from ..layers import BN_EPS, set_bn_eps
 from ..pictures.evaluate import Metrics, evaluate
-from . import ingredients, optimizers, processes, progress, results
+from . import ingredients, launcher, optimizers, processes, progress, results
 from .augment import Augment
 from .batches import Batches
 from .folder_lock import locked
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 logger = logging.getLogger(__name__)
+LAG = 16  # updates after which to wait for a device that computes beside us
 MAX_SKIPPED = 20  # updates in a row without a finite gradient, after which a smaller loss scale will not help
 
 
@@ -72,6 +73,9 @@ def finetune(
     else:
         name, recipe = Path(recipe).stem, load(recipe, **overrides)
     folder = Path(out or Path("runs") / name)
+    recipe = launcher.settled(recipe, folder, resume=resume)
+    if recipe.processes > 1 and processes.launched() == 1:
+        return launcher.launch(recipe, folder, resume=resume)
     first = processes.accelerator(recipe).is_main_process
     with locked(folder) if first else nullcontext():
         return Training(recipe, folder, resume=resume).run()
@@ -85,14 +89,17 @@ class Training:
         self.files.check(recipe, resume=resume)
         self.accelerator = processes.accelerator(recipe)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        if recipe.processes not in (1, self.world):
+            raise ValueError(f"processes: {recipe.processes}, but {self.world} were started: expected as many, or 1")
         self.pictures = load_splits(recipe)
         self.inventory = inventory(self.pictures)
         self.files.check_pictures(self.inventory)
         train = self.pictures["train"]
         seed_all(recipe.seed)
-        self.raw = ingredients.model(recipe, train.classes).to(self.accelerator.device)
+        device = self.accelerator.device
+        self.raw = ingredients.model(recipe, train.classes).to(device)
         self.start = [parameter.detach().clone() for parameter in self.raw.parameters()]
-        augment = Augment(recipe, *(self.raw.pretrained_cfg[name] for name in ("mean", "std")))
+        augment = Augment(recipe, *(self.raw.pretrained_cfg[name] for name in ("mean", "std")), device)
         self.batches = Batches(recipe, train, augment, self.accelerator)
         self.ema = ingredients.ema(recipe, self.raw)
         self.averaged = self.ema.module if self.ema else self.raw  # whose accuracy counts
@@ -109,6 +116,8 @@ class Training:
         self.sums = {"loss": 0.0, "grad_norm": 0.0, "seconds": 0.0}  # over the updates of this epoch
         self.best: tuple[float, float] | None = None  # see `_rank`
         self.skipped = 0
+        self.pending: list[tuple[int, Tensor]] = []  # updates whose loss and norm the device has still to tell
+        self.lag = 1 if device.type == "cpu" else LAG
         if resume and (checkpoint := self.files.last()):
             self._restore(checkpoint)
 
@@ -140,6 +149,10 @@ class Training:
                 self.sums["seconds"] = time.perf_counter() - start
                 self.update += 1
                 bar.update(1)
+                if self.pending and self.update < self.batches.updates:
+                    continue
+                self._settle()
+                self.sums["seconds"] = time.perf_counter() - start
                 bar.set_postfix(self._status(), refresh=False)
                 if interrupted.anywhere(self.accelerator):
                     self._save()
@@ -175,9 +188,10 @@ class Training:
 
         by_norm = recipe.clip and recipe.clip_mode == "norm"
         parameters = [p for p in self.raw.parameters() if p.requires_grad]
-        norm = accelerator.clip_grad_norm_(parameters, recipe.clip if by_norm else math.inf).item()  # unscaled, before
-        if not math.isfinite(norm) and accelerator.scaler is None:
-            self._fail("the gradient is not finite")
+        norm = accelerator.clip_grad_norm_(parameters, recipe.clip if by_norm else math.inf)  # unscaled, before
+        self.pending.append((self.update, torch.stack((total, norm))))
+        if len(self.pending) >= self.lag:
+            self._settle()
         if recipe.clip and not by_norm:
             optimizers.clip_adaptively(self.raw, recipe.clip)
         self.optimizer.step()
@@ -189,10 +203,27 @@ class Training:
         else:
             self.skipped = 0
             self.scheduler.step()
+            processes.same_buffers(self.raw, self.world)
             if self.ema:
                 self.ema.update(self.raw, step=self.scheduler.updates)
-        self.sums["grad_norm"] += norm if math.isfinite(norm) else 0.0
-        self.sums["loss"] += total.item()
+
+    def _settle(self) -> None:
+        """Take up losses and norms since the last time, for which the device is waited for; before anything is saved.
+
+        Raises:
+            TrainingStopped: A gradient was not finite.
+        """
+        if not self.pending:
+            return
+        pending, self.pending = self.pending, []
+        values = torch.stack([value for _, value in pending])
+        if self.world > 1:
+            values = self.accelerator.reduce(values, "mean")  # each has the loss of its own pictures
+        for (update, _), (loss, norm) in zip(pending, values.tolist(), strict=True):
+            if not math.isfinite(norm) and self.accelerator.scaler is None:
+                self._fail("the gradient is not finite", update)
+            self.sums["grad_norm"] += norm if math.isfinite(norm) else 0.0
+            self.sums["loss"] += loss
 
     def _answer(self, x: Tensor) -> Tensor:
         """The teacher's logits (B, classes)."""
@@ -203,7 +234,6 @@ class Training:
 
     def _finish_epoch(self, board: "SummaryWriter | None") -> None:
         """Evaluate, log and save."""
-        processes.same_buffers(self.models.values(), self.world)
         seconds, count = self.sums["seconds"], self.batches.updates
         line = {
             "epoch": self.epoch + 1,
@@ -264,7 +294,6 @@ class Training:
     # Stop and go on
 
     def _save(self) -> None:
-        processes.same_buffers(self.models.values(), self.world)
         if self.rank:
             return
         weights = {name: model.state_dict() for name, model in self.models.items()}
@@ -296,8 +325,9 @@ class Training:
         for name in ("epoch", "update", "history", "skipped"):
             setattr(self, name, state[name])
 
-    def _fail(self, reason: str) -> NoReturn:
-        when, last = f"epoch {self.epoch + 1}, update {self.update + 1}", self.files.last()
+    def _fail(self, reason: str, update: int | None = None) -> NoReturn:
+        number = (self.update if update is None else update) + 1
+        when, last = f"epoch {self.epoch + 1}, update {number}", self.files.last()
         kept = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
         raise TrainingStopped(f"{reason} in {when}: lower lr, raise warmup_epochs, or look at the pictures; {kept}")
 

@@ -163,7 +163,22 @@ def ema(recipe: Recipe, raw: nn.Module) -> "ModelEmaV3 | None":
     """timm's average of parameters and buffers, if the recipe wants one; its decay rises as 1 - (updates)^(-2/3)."""
     from timm.utils import ModelEmaV3
 
-    return ModelEmaV3(raw, decay=recipe.ema, use_warmup=True) if recipe.ema else None
+    class Average(ModelEmaV3):
+        """The same, with its tensors and the model's listed once: their state dicts take longer than the sums."""
+
+        lists = None
+
+        def apply_update_(self, model: nn.Module, decay: float) -> None:
+            if self.lists is None or self.lists[0] is not model:
+                pairs = list(zip(self.module.state_dict().values(), model.state_dict().values(), strict=True))
+                kinds = [[p for p in pairs if p[0].is_floating_point() is floats] for floats in (True, False)]
+                self.lists = model, *([list(side) for side in zip(*kind, strict=True)] for kind in kinds)
+            _, learnt, counts = self.lists
+            torch._foreach_lerp_(*learnt, weight=1.0 - decay)
+            if counts:
+                torch._foreach_copy_(*counts)
+
+    return Average(raw, decay=recipe.ema, use_warmup=True) if recipe.ema else None
 
 
 def mixup(recipe: Recipe, num_classes: int) -> "Mixup | None":
@@ -200,7 +215,7 @@ def warn(recipe: Recipe, raw: nn.Module, batches: Batches) -> None:
         logger.warning("%d px leave a 1x1 map at total stride %d: take %s", recipe.size, raw.stride, advice)
     if recipe.optimizer in ("sgd", "momentum", "nesterov") and recipe.lr > 0.1 and recipe.batch_size <= 64:
         logger.warning("lr %g is high for batches of %d", recipe.lr, recipe.batch_size)
-    if batch < recipe.batch_size:
-        logger.warning("%d pictures are too few for batches of %d: a batch has %d", pictures, recipe.batch_size, batch)
+    if batch < recipe.share:
+        logger.warning("%d pictures are too few for batches of %d: a batch has %d", pictures, recipe.share, batch)
     if recipe.ema and updates < 100:
         logger.warning("%d updates are few for an average of the weights: consider ema 0", updates)

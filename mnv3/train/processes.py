@@ -1,6 +1,7 @@
-"""Device, precision and processes: all that accelerate does."""
+"""Device, precision and processes: how many there are, and all that accelerate does."""
 
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,38 @@ from .recipe import Recipe
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+
+LEAST_PART = 32  # pictures of an update that a process should have: batch norm takes its statistics from them
+
+
+def launched() -> int:
+    """How many processes torchrun, `accelerate launch` or launcher.py started, this one among them."""
+    try:
+        return max(1, int(os.environ.get("WORLD_SIZE", "1")))
+    except ValueError:
+        return 1
+
+
+def cores() -> int:
+    """Of the processor, those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def suitable(recipe: Recipe) -> int:
+    """How many processes train fastest here: one for each GPU or core, as far as they get `LEAST_PART` pictures each.
+
+    Two processes of one thread gain more than two threads of one, as each has its own pictures and waits for nothing.
+    """
+    if torch.cuda.is_available():
+        most = torch.cuda.device_count()
+    else:
+        most = 1 if torch.backends.mps.is_available() else cores()
+    shares = (n for n in range(most, 1, -1) if recipe.batch_size % n == 0 and recipe.batch_size // n >= LEAST_PART)
+    even = 2 if recipe.mixup or recipe.cutmix else 1
+    return next((n for n in shares if recipe.batch_size // n % even == 0), 1)
 
 
 def accelerator(recipe: Recipe) -> "Accelerator":
@@ -35,6 +68,7 @@ def process_group(precision: str = "no") -> "Accelerator":
     try:
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
+        from accelerate.utils import DistributedDataParallelKwargs
     except ImportError:
         raise ImportError("training and evaluation need accelerate: pip install 'mnv3[finetune]'") from None
     # without cpu=True, accelerate takes torchrun's processes on a machine without a GPU for single ones
@@ -43,7 +77,9 @@ def process_group(precision: str = "no") -> "Accelerator":
         raise ValueError("precision: fp16 needs a GPU; take auto, bf16 or no")
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()  # accelerate keeps one state in a process, that of an earlier training
-    return Accelerator(mixed_precision=precision, cpu=no_gpu)
+    # without buffers of its own, which `same_buffers` exchanges
+    options = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    return Accelerator(mixed_precision=precision, cpu=no_gpu, kwargs_handlers=[options])
 
 
 def best_precision() -> str:
@@ -64,27 +100,33 @@ def wrap(raw: nn.Module, accelerator: "Accelerator", *, compile: bool, frozen: b
     Args:
         raw: The model.
         accelerator: See `accelerator`.
-        compile: Use torch.compile.
+        compile: Use torch.compile, with a graph for each size of pictures.
         frozen: Only the classifier learns.
     """
     raw.requires_grad_(not frozen)
     raw.get_classifier().requires_grad_(True)
     accelerator._models.clear()
-    return accelerator.prepare_model(nn.Sequential(torch.compile(raw) if compile else raw))
+    return accelerator.prepare_model(nn.Sequential(torch.compile(raw, dynamic=False) if compile else raw))
 
 
-def same_buffers(models: Iterable[nn.Module], world: int) -> None:
-    """Give the models of all processes the mean of their batch norms' statistics, as each saw its own pictures.
+@torch.no_grad()
+def same_buffers(model: nn.Module, world: int) -> None:
+    """Give batch norms that learn the mean of the statistics in all processes, as each saw its own pictures.
+
+    After every update, in one exchange: so a run goes on from any of them to the same bits.
 
     Args:
-        models: Of this process, in the same order in all.
+        model: Of this process.
         world: How many processes there are.
     """
-    if world > 1:
-        from timm.utils import distribute_bn
-
-        for model in models:
-            distribute_bn(model, world, reduce=True)
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    buffers = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var) if buffer is not None]
+    if world == 1 or not buffers:
+        return
+    flat = torch.cat(buffers)
+    torch.distributed.all_reduce(flat)
+    parts = (flat / world).split([len(buffer) for buffer in buffers])
+    torch._foreach_copy_(buffers, list(parts))
 
 
 def leave_together() -> bool:

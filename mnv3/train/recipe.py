@@ -87,7 +87,7 @@ class Recipe:
     warmup_epochs: NotNegative = 0.0  # update k of its n has k/n of the way from min_lr to lr
     min_lr: NotNegative = 0.0
     epochs: Count = 10  # of all cycles
-    batch_size: Count = 128  # of one step of one process
+    batch_size: Count = 128  # of one step, shared out among `processes`; of one process where torchrun starts them
     accumulate: Count = 1  # steps that share an update
     clip: Positive | None = None  # largest norm of the gradient, or AGC's factor
     clip_mode: Literal["norm", "agc"] = "norm"
@@ -101,6 +101,7 @@ class Recipe:
     temperature: Positive = 1.0
 
     # The machine
+    processes: Count | Literal["auto"] = 1  # side by side, that share batch_size out; auto: as processes.suitable says
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"  # no: float32
     compile: bool = False
     channels_last: bool = True
@@ -109,6 +110,11 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _check(self)
+
+    @property
+    def share(self) -> int:
+        """Pictures of one step of one process."""
+        return self.batch_size if self.processes == "auto" else self.batch_size // self.processes
 
     def cycle(self, epoch: int) -> tuple[int, int]:
         """The first epoch of the cycle that `epoch` (from 0) lies in, and how many it has."""
@@ -155,6 +161,7 @@ OTHER_NAMES = {  # what other trainers call our keys
     "ema": "model_ema ema_decay model_ema_decay",
     "teacher": "teacher_model kd_model_name",
     "temperature": "kd_temperature tau",
+    "processes": "num_processes nproc nproc_per_node world_size n_procs",
     "precision": "amp fp16 bf16 half mixed_precision amp_dtype dtype",
     "compile": "torchcompile torch_compile",
     "seed": "random_seed manual_seed random_state",
@@ -183,6 +190,10 @@ def _check(recipe: Recipe) -> None:
         fail("cycles", f"expected epochs ({recipe.epochs}) to be a multiple of {parts} (1 + 2 + ...)")
     if recipe.warmup_epochs >= (first := recipe.cycle(0)[1]) and recipe.warmup_epochs:
         fail("warmup_epochs", f"expected fewer than epochs ({first}{' of the first cycle' * (recipe.cycles > 1)})")
+    if recipe.processes != "auto" and recipe.batch_size % recipe.processes:
+        fail("processes", f"batch_size ({recipe.batch_size}) cannot be shared out among them: expected a divisor of it")
+    if recipe.processes not in ("auto", 1) and (recipe.mixup or recipe.cutmix) and recipe.share % 2:
+        fail("processes", f"each gets {recipe.share} pictures, an odd number, and mixup joins them in pairs")
     if recipe.pretrained and recipe.checkpoint:
         raise ValueError("pretrained and checkpoint both say where to start: give one")
 

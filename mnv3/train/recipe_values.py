@@ -29,8 +29,8 @@ class Field(NamedTuple):
 
     Attributes:
         types: Of its value: bool, int, float, str, tuple[int, ...], tuple[float, ...] and NoneType.
-        ranges: Of its value, unless that is None.
-        words: Its values, where only these are allowed.
+        ranges: Of its value, unless that is None or a word.
+        words: Its values, or where it may be a number too, those that are text.
     """
 
     types: tuple[Any, ...]
@@ -71,8 +71,11 @@ class Field(NamedTuple):
         """Raise ValueError for a value out of its range."""
         if value is None:
             return
-        if self.words and value not in self.words:
-            raise ValueError(f"{value!r} is not allowed. {choices(value, self.words)}")
+        if self.words and isinstance(value, str):
+            if value not in self.words:
+                number = " Or a whole number." if int in self.types else ""
+                raise ValueError(f"{value!r} is not allowed. {choices(value, self.words)}{number}")
+            return
         numbers = value if isinstance(value, tuple) else [value]
         if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
             raise ValueError(f"{value!r} is not allowed: expected a finite number")

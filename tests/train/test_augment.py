@@ -8,11 +8,13 @@ import torch
 import torch.nn.functional as F
 from picture_files import pixels, write
 from PIL import Image
+from timm.data.random_erasing import RandomErasing
 
 from mnv3.errors import DataError
 from mnv3.pictures import data
 from mnv3.pictures.data import Pictures, files_loader
-from mnv3.train.augment import Augment, TrainFiles, resize
+from mnv3.train.augment import Augment, TrainFiles, erase, resize
+from mnv3.train.draws import draw
 from mnv3.train.recipe import Recipe
 from mnv3.train.seeds import seed_all
 
@@ -25,6 +27,15 @@ def recipe(**kwargs) -> Recipe:
 
 def augment(mean=NONE, std=ONE, **kwargs) -> Augment:
     return Augment(recipe(**kwargs), mean, std)
+
+
+def cropped(augmented: Augment, x) -> torch.Tensor:
+    """Pictures by draws of PyTorch's global generator."""
+    return augmented.crop(x, augmented.draw(len(x), x.shape[2:], 32))
+
+
+def batch(augmented: Augment, x, size: int) -> torch.Tensor:
+    return augmented.batch(x, size, augmented.draw(len(x), x.shape[2:], size))
 
 
 def candidates(x, shift, flip) -> torch.Tensor:
@@ -43,7 +54,7 @@ def test_crop(crop, size, flip):
     seed_all(0)
     x = pixels(3, *size)
     possible, ways = candidates(x, min(crop, min(size) - 1), flip).unique(dim=0, return_counts=True)
-    found = augment(crop=crop, flip=flip).crop(x.expand(1000, 3, *size))
+    found = cropped(augment(crop=crop, flip=flip), x.expand(1000, 3, *size))
     assert (found.dtype, found.shape) == (torch.float32, (1000, 3, *size))
     same = (found[:, None] == possible).flatten(2).all(2)
     assert (same.sum(1) == 1).all()
@@ -54,24 +65,24 @@ def test_crop(crop, size, flip):
 def test_crop_of_different_pictures():
     seed_all(0)
     x = pixels(16, 3, 4, 4)
-    found = augment(crop=2).crop(x)
+    found = cropped(augment(crop=2), x)
     for one, picture in zip(found, x, strict=True):
         assert (candidates(picture, 2, True) == one).flatten(1).all(1).any(), "pictures keep their place"
     seed_all(0)
-    assert torch.equal(augment(crop=2).crop(x), found)
-    assert not torch.equal(augment(crop=2).crop(x), found)
+    assert torch.equal(cropped(augment(crop=2), x), found)
+    assert not torch.equal(cropped(augment(crop=2), x), found)
 
 
 def test_one_pixel():
-    assert augment(crop=4).crop(pixels(2, 3, 1, 1)).equal(pixels(2, 3, 1, 1).float())
+    assert cropped(augment(crop=4), pixels(2, 3, 1, 1)).equal(pixels(2, 3, 1, 1).float())
 
 
 def test_no_augmentation_normalises_exactly():
     x, mean, std = pixels(5, 3, 8, 8), (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
     plain = augment(crop=0, flip=False)
-    assert torch.equal(plain.crop(x), x.float())
-    assert torch.equal(plain.batch(x, 8, torch.device("cpu")), x / 255)
-    found = augment(mean, std, crop=0, flip=False).batch(x, 8, torch.device("cpu"))
+    assert torch.equal(cropped(plain, x), x.float())
+    assert torch.equal(batch(plain, x, 8), x / 255)
+    found = batch(augment(mean, std, crop=0, flip=False), x, 8)
     scaled = (x.double() / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     torch.testing.assert_close(found.double(), scaled, rtol=0, atol=1e-5)
 
@@ -79,7 +90,7 @@ def test_no_augmentation_normalises_exactly():
 @pytest.mark.parametrize("size", [4, 6, 8, 11])
 def test_resize(size):
     x = pixels(2, 3, 8, 6)
-    found = augment(crop=0, flip=False).batch(x, size, torch.device("cpu"))
+    found = batch(augment(crop=0, flip=False), x, size)
     expected = F.interpolate(x.float(), size=(size, size), mode="bilinear", antialias=True)
     assert torch.equal(found, expected / 255)
     square = x[..., :6, :].float()
@@ -90,39 +101,82 @@ def test_normalisation_default_range():
     """Of ImageNet's mean and std: black and white become what they are for timm."""
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     x = torch.stack([torch.zeros(3, 4, 4), torch.full((3, 4, 4), 255)]).to(torch.uint8)
-    found = augment(mean, std).batch(x, 4, torch.device("cpu"))
+    found = batch(augment(mean, std), x, 4)
     for value, picture in zip((0, 1), found, strict=True):
         expected = [(value - m) / s for m, s in zip(mean, std, strict=True)]
         assert picture.mean((1, 2)).tolist() == pytest.approx(expected, abs=1e-5)
 
 
 def test_erasing():
-    x, cpu = pixels(64, 3, 8, 8), torch.device("cpu")
+    x = pixels(64, 3, 8, 8)
     seed_all(0)
-    found = augment(crop=0, flip=False, erase=0.5).batch(x, 8, cpu)
+    found = batch(augment(crop=0, flip=False, erase=0.5), x, 8)
     changed = (found != x / 255).any(1)
     assert 16 < changed.flatten(1).any(1).sum() < 48
     assert changed.flatten(1).float().mean(1).max() < 0.6, "a part of each"
     seed_all(0)
-    assert torch.equal(augment(crop=0, flip=False, erase=0.5).batch(x, 8, cpu), found)
-    assert (augment(crop=0, flip=False, erase=1).batch(x, 8, cpu) != x / 255).flatten(1).any(1).sum() > 60
+    assert torch.equal(batch(augment(crop=0, flip=False, erase=0.5), x, 8), found)
+    assert (batch(augment(crop=0, flip=False, erase=1), x, 8) != x / 255).flatten(1).any(1).sum() > 60
+
+
+@pytest.mark.parametrize("size", [8, 32])
+def test_boxes_are_those_of_timm(size):
+    """The same shares of pictures, areas, sides and places, and noise of mean 0 and deviation 1."""
+    seed_all(0)
+    count = 4000
+    ours = torch.zeros(count, 3, size, size)
+    erase(ours, draw(recipe(erase=0.6), count, (size, size), size))
+    theirs = RandomErasing(0.6, mode="pixel", device="cpu")(torch.zeros(count, 3, size, size))
+
+    def facts(x):
+        changed = (x != 0).any(1)
+        some, pixels = changed.flatten(1).any(1), x[x != 0]
+        height, width = (changed[some].any(axis).sum(1).double() for axis in (2, 1))
+        assert torch.equal(changed[some].sum((1, 2)), (height * width).long()), "a box"
+        middle = torch.stack([changed[some].any(axis).double() @ torch.arange(size).double() for axis in (2, 1)])
+        means = [some.double().mean(), *(v.mean() for v in (height, width, height * width, (height / width).log()))]
+        spread = [height.std(), width.std(), (height * width).std(), *(middle / torch.stack((height, width))).std(1)]
+        return torch.stack([*means, *spread, *(middle / torch.stack((height, width))).mean(1), pixels.std()])
+
+    torch.testing.assert_close(facts(ours), facts(theirs), rtol=0.06, atol=0.03)
+    assert abs(ours[ours != 0].mean()) < 0.02
+
+
+def test_several_processes_make_the_pictures_of_one():
+    x, augmented = pixels(12, 3, 8, 8), augment(erase=0.5)
+    draws = augmented.draw(12, (8, 8), 8, torch.Generator().manual_seed(0))
+    whole = augmented.batch(x, 8, draws)
+    parts = [augmented.batch(x[start : start + 4], 8, draws.part(start, start + 4)) for start in (0, 4, 8)]
+    assert torch.equal(torch.cat(parts), whole)
+    assert len(draws.erased) > 3
+
+
+@pytest.mark.parametrize("size", [8, 12])
+def test_on_a_device_without_a_look_at_it(size):
+    """All is on the device but the draws: 'meta' has no numbers, and no operator takes tensors of two devices."""
+    meta = torch.device("meta")
+    augmented = Augment(recipe(erase=0.9), NONE, ONE, meta)
+    draws = augmented.draw(6, (8, 8), size)
+    found = augmented.batch(pixels(6, 3, 8, 8).to(meta), size, draws)
+    assert (found.shape, found.device) == ((6, 3, size, size), meta)
+    assert {value.device.type for value in vars(draws).values() if torch.is_tensor(value)} == {"cpu"}
 
 
 @pytest.mark.parametrize("policy", ["trivial", "rand"])
 def test_policies(policy):
-    x, cpu = pixels(3, 16, 16).expand(12, 3, 16, 16), torch.device("cpu")
+    x = pixels(3, 16, 16).expand(12, 3, 16, 16)
     seed_all(0)
     augmented = augment(crop=0, flip=False, augment=policy)
-    found = augmented.batch(x, 16, cpu)
+    found = batch(augmented, x, 16)
     assert (found.dtype, found.shape) == (torch.float32, x.shape)
     assert found.flatten(1).unique(dim=0).shape[0] > 6, "each by its own draw"
     seed_all(0)
-    assert torch.equal(augmented.batch(x, 16, cpu), found)
+    assert torch.equal(batch(augmented, x, 16), found)
 
 
 def test_files_are_not_cropped_again():
     x = pixels(2, 3, 8, 8).float()
-    assert torch.equal(augment().batch(x, 8, torch.device("cpu")), x / 255)
+    assert torch.equal(batch(augment(), x, 8), x / 255)
 
 
 # Files

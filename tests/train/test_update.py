@@ -7,11 +7,12 @@ import torch
 from accelerate import Accelerator
 from conftest import randomize
 from safetensors.torch import load_file
-from trainings import rates_of, same, trained
+from trainings import last, rates_of, same, trained
 
 import mnv3
 from mnv3.errors import TrainingStopped
-from mnv3.train import processes
+from mnv3.train import ingredients, processes
+from mnv3.train.augment import Augment
 from mnv3.train.finetune import Training
 
 pytestmark = pytest.mark.usefixtures("no_charts")
@@ -135,3 +136,69 @@ def test_a_teachers_share_of_the_loss_and_the_average_of_one_update(plain, tmp_p
     taught = trained(plain, tmp_path / "taught", teacher=str(folder), teacher_weight=0.25, **options)
     expected = 0.75 * alone.history[0]["train_loss"] + 0.25 * 2
     assert taught.history[0]["train_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+# A device that computes beside us
+
+
+def test_an_update_does_not_wait_for_the_device(plain, tmp_path, monkeypatch):
+    """Every tensor is on 'meta', whose numbers nobody can ask for, and which no operator takes beside another's."""
+    make = ingredients.ema
+
+    def ema(recipe, raw):
+        average = make(recipe, mnv3.create_model("mnv3_small_cifar", num_classes=3))
+        average.module.to("meta")
+        return average
+
+    monkeypatch.setattr(ingredients, "ema", ema)
+    monkeypatch.setattr(Accelerator, "device", torch.device("meta"))
+    options = {"ema": 0.9, "erase": 0.9, "cutmix": 1.0, "mixup": 0.2, "clip": 1.0, "accumulate": 2, "batch_size": 8}
+    training = Training(dataclasses.replace(plain, **options), tmp_path / "run")
+    model = processes.wrap(training.raw, training.accelerator, compile=False, frozen=False)
+    for batches in training.batches.of_epoch(0, 0):
+        ingredients.train_mode(training.raw, freeze_bn=False)
+        training._update(model, batches)
+    assert [value.device.type for _, value in training.pending] == ["meta"] * 3
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        training._settle()
+
+
+def test_what_a_device_tells_late_is_the_same(plain, tmp_path):
+    logs = []
+    for lag in (1, 2, 16):
+        training = Training(dataclasses.replace(plain, ema=0.9), tmp_path / str(lag))
+        training.lag = lag
+        training.run()
+        logs.append(([(line["train_loss"], line["grad_norm"]) for line in training.history], training.raw.state_dict()))
+    assert logs[0][0] == logs[1][0] == logs[2][0]
+    assert same(logs[0][1], logs[1][1])
+    assert same(logs[0][1], logs[2][1])
+
+
+@pytest.mark.parametrize("lag", [1, 2, 16])
+def test_a_late_gradient_that_is_not_finite_is_the_one_named(plain, tmp_path, monkeypatch, lag):
+    batch, calls = Augment.batch, iter(range(9))
+
+    def poisoned(self, x, *args):
+        return batch(self, x, *args) * (float("inf") if next(calls) == 4 else 1)
+
+    monkeypatch.setattr(Augment, "batch", poisoned)
+    training = Training(plain, tmp_path / "run")
+    training.lag = lag
+    with pytest.raises(TrainingStopped, match=r"not finite in epoch 2, update 2.*last-3"):
+        training.run()
+    assert all(value.isfinite().all() for value in load_file(last(tmp_path / "run") / "model.safetensors").values())
+
+
+def test_a_graph_for_each_size_and_no_other(plain, tmp_path, monkeypatch):
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model, **kwargs: compile(model, backend=backend, **kwargs))
+    training = trained(plain, tmp_path, compile=True, epochs=6, sizes=(8, 12, 16))
+    assert training.scheduler.updates == 18
+    assert len(graphs) == 3
