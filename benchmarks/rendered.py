@@ -185,6 +185,18 @@ def training(results: Path) -> str:
     return with_caption(markdown_table(rows, "<>>>>>>>"), record)
 
 
+def training_processes(results: Path) -> str:
+    """Images a second of a training in two processes."""
+    record = read(results, "training_processes")
+    columns = ("timm, float32, 2 threads", "mnv3, 1 thread", "mnv3, 2 threads", "mnv3, 2 processes")
+    rows = [("model", *columns, "2 processes / 1 thread", "2 processes / timm")]
+    for row in record["rows"]:
+        rates = [row[key] for key in ("timm_float32", "one_thread", "two_threads", "two_processes")]
+        ratios = ["{:.2f} ({:.2f} - {:.2f})".format(*row[key]) for key in ("to_one_thread", "to_timm")]
+        rows.append((row["model"], *rates, *ratios))
+    return with_caption(markdown_table(rows, "<>>>>>>"), record, record["note"])
+
+
 def training_gain(results: Path, key: str, between: str) -> str:
     """From how many to how many times as fast as timm: a figure in a sentence."""
     ratios = [row[key] for row in read(results, "training")["rows"]]

@@ -42,6 +42,7 @@ TABLES: dict[str, Table] = {
     "cifar10": rendered.cifar10,
     "ablation": rendered.ablation,
     "training": rendered.training,
+    "training_processes": rendered.training_processes,
     "gain": partial(rendered.training_gain, key="to_timm_float32", between="to"),
     "gain.zh": partial(rendered.training_gain, key="to_timm_float32", between="到"),
     "mixed_gain": partial(rendered.training_gain, key="to_timm_bfloat16", between="to"),
