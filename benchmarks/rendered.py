@@ -194,7 +194,7 @@ def training_processes(results: Path) -> str:
         rates = [row[key] for key in ("timm_float32", "one_thread", "two_threads", "two_processes")]
         ratios = ["{:.2f} ({:.2f} - {:.2f})".format(*row[key]) for key in ("to_one_thread", "to_timm")]
         rows.append((row["model"], *rates, *ratios))
-    return with_caption(markdown_table(rows, "<>>>>>>"), record, record["note"])
+    return with_caption(markdown_table(rows, "<>>>>>>"), record)
 
 
 def training_gain(results: Path, key: str, between: str) -> str:
