@@ -31,6 +31,11 @@ class PackedConv(nn.Module):
         super().__init__()
         conv, act = layer.conv, layer.act
         self._layer, self._same = layer, isinstance(conv, Conv2dSame)
+        if type(conv) not in (nn.Conv2d, Conv2dSame) or not isinstance(layer.norm, nn.Identity):
+            kinds = " and ".join(type(module).__name__ for module in (conv, layer.norm))
+            raise ValueError(
+                f"{kinds} in a layer of this model: oneDNN's convolution is plain, with a batch norm folded"
+            )
         unary = next((name for kind, name in UNARY.items() if isinstance(act, kind)), None)
         if unary is None:
             raise ValueError(f"act_layer={type(act).__name__}: oneDNN's convolution has only ReLU and h-swish after it")

@@ -50,6 +50,18 @@ def test_packed_for_onednn(name, options):
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+def test_not_packed():
+    """Layers that the operator would compute otherwise: norms that are not folded, weights that are quantised."""
+    for change in (
+        lambda layer: setattr(layer, "norm", nn.GroupNorm(1, layer.conv.out_channels)),
+        lambda layer: setattr(layer.conv, "__class__", type("Quantised", (nn.Conv2d,), {})),
+    ):
+        model = seeded("mnv3_small_cifar")
+        change(model.blocks[3].expand)
+        with pytest.raises(ValueError, match="in a layer of this model: oneDNN's convolution is plain"):
+            onednn.pack(model, torch.zeros(1, 3, 32, 32))
+
+
 @pytest.mark.parametrize(
     "candidate",
     [
