@@ -163,22 +163,7 @@ def ema(recipe: Recipe, raw: nn.Module) -> "ModelEmaV3 | None":
     """timm's average of parameters and buffers, if the recipe wants one; its decay rises as 1 - (updates)^(-2/3)."""
     from timm.utils import ModelEmaV3
 
-    class Average(ModelEmaV3):
-        """The same, with its tensors and the model's listed once: their state dicts take longer than the sums."""
-
-        lists = None
-
-        def apply_update_(self, model: nn.Module, decay: float) -> None:
-            if self.lists is None or self.lists[0] is not model:
-                pairs = list(zip(self.module.state_dict().values(), model.state_dict().values(), strict=True))
-                kinds = [[p for p in pairs if p[0].is_floating_point() is floats] for floats in (True, False)]
-                self.lists = model, *([list(side) for side in zip(*kind, strict=True)] for kind in kinds)
-            _, learnt, counts = self.lists
-            torch._foreach_lerp_(*learnt, weight=1.0 - decay)
-            if counts:
-                torch._foreach_copy_(*counts)
-
-    return Average(raw, decay=recipe.ema, use_warmup=True) if recipe.ema else None
+    return ModelEmaV3(raw, decay=recipe.ema, use_warmup=True) if recipe.ema else None
 
 
 def mixup(recipe: Recipe, num_classes: int) -> "Mixup | None":
