@@ -220,6 +220,13 @@ class ConvNormAct(nn.Module):
         return self.act(batch_norm(self.norm, x))
 
 
+def mean_to_train(x: Tensor) -> Tensor:
+    """Spatial mean (B, C, 1, 1) as a sum, whose gradient is no map to write. Float16 has no room for a sum."""
+    if x.dtype == torch.float16:
+        return x.mean((2, 3), keepdim=True)
+    return x.sum((2, 3), keepdim=True) * (1 / (x.shape[2] * x.shape[3]))
+
+
 class SqueezeExcite(nn.Module):
     """x * hard_sigmoid(excite(relu(squeeze(mean(x))))), section 5.3 of the paper: without norms, on the wide map."""
 
@@ -240,9 +247,9 @@ class SqueezeExcite(nn.Module):
         return x * self.gate(gate)
 
     def mean(self, x: Tensor) -> Tensor:
-        """Spatial mean; in training as a sum, whose gradient is no map to write. Float16 has no room for a sum."""
-        if self.training and not torch.jit.is_scripting() and is_eager(x) and x.dtype != torch.float16:
-            return x.sum((2, 3), keepdim=True) * (1 / (x.shape[2] * x.shape[3]))
+        """Spatial mean."""
+        if self.training and not torch.jit.is_scripting() and is_eager(x):
+            return mean_to_train(x)
         return x.mean((2, 3), keepdim=True)
 
 

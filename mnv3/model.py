@@ -13,9 +13,9 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from .arch import LARGE, SE_ORDERS, Arch, as_arch, scale, taps, without_hs, without_se
-from .depthwise import in_graph, is_eager
+from .depthwise import in_graph, is_eager, is_plain
 from .errors import choices
-from .layers import ACTIVATION, Bottleneck, ConvNormAct, pooled_conv2d, set_activation, set_norms
+from .layers import ACTIVATION, Bottleneck, ConvNormAct, mean_to_train, pooled_conv2d, set_activation, set_norms
 
 PAD_TYPES = ("", "same")
 POOLS = ("avg", "max", "avgmax", "catavgmax", "fast", "fastavg", "fastmax", "fastavgmax", "fastcatavgmax", "")
@@ -210,7 +210,10 @@ class MobileNetV3(nn.Module):
 
         With global_pool='' the results are maps: (B, num_classes, H', W') and (B, head_hidden_size, H', W').
         """
-        x = self.global_pool(x)
+        if not torch.jit.is_scripting() and self._averages(x):  # noqa: SIM108 (as below)
+            x = mean_to_train(x)
+        else:
+            x = self.global_pool(x)
         if not torch.jit.is_scripting() and self.pooled:  # noqa: SIM108 (TorchScript compiles both sides of a ternary)
             x = pooled_conv2d(self.head, x)
         else:
@@ -222,6 +225,12 @@ class MobileNetV3(nn.Module):
             x = x.flatten(1)
             return x if pre_logits else self.classifier(x)
         return x if pre_logits else self.classifier(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    @torch.jit.unused
+    def _averages(self, x: Tensor) -> bool:
+        """Whether pooling comes to `mean_to_train`: timm's own has its gradient in a layout that is slow."""
+        pool = self.global_pool
+        return self.training and is_eager(x) and is_plain(pool, SelectAdaptivePool2d) and pool.pool_type == "avg"
 
     def forward(self, x: Tensor) -> Tensor:
         """Pictures (B, in_chans, H, W) to logits (B, num_classes); see `forward_head` for other heads."""
