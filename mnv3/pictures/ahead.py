@@ -50,7 +50,11 @@ def single_threads(count: int) -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(threads)  # the initializer has also set that of threads to come
 
 
+def processors() -> int:
+    """Of the machine's, those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def default_workers() -> int:
-    """One for each processor that this process may use, or for its share where torchrun started several; at most 16."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(usable // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), MAX_WORKERS))
+    """One for each processor, or for this process's share of them where torchrun started several; at most 16."""
+    return max(1, min(processors() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), MAX_WORKERS))

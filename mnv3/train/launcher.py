@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..errors import TrainingStopped
+from ..pictures.ahead import processors
 from . import processes
 from .recipe import Recipe, load, make
 from .run_folder import RECIPE_FILE
@@ -63,7 +64,7 @@ def launch(recipe: Recipe, folder: Path, *, resume: bool) -> Path:
 
 def environment(rank: int, world: int) -> dict[str, str]:
     """The environment of a process: torchrun's variables, its share of the cores, and memory that it keeps."""
-    threads = max(1, processes.cores() // world)
+    threads = max(1, processors() // world)
     numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
     numbers |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     # glibc would give the memory of every map back to the system, which has to clear it anew for the next

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from ..pictures.ahead import processors
 from .recipe import Recipe
 
 if TYPE_CHECKING:
@@ -25,13 +26,6 @@ def launched() -> int:
         return 1
 
 
-def cores() -> int:
-    """Of the processor, those that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def suitable(recipe: Recipe) -> int:
     """How many processes train fastest here: one for each GPU or core, as far as they get `LEAST_PART` pictures each.
 
@@ -40,7 +34,7 @@ def suitable(recipe: Recipe) -> int:
     if torch.cuda.is_available():
         most = torch.cuda.device_count()
     else:
-        most = 1 if torch.backends.mps.is_available() else cores()
+        most = 1 if torch.backends.mps.is_available() else processors()
     shares = (n for n in range(most, 1, -1) if recipe.batch_size % n == 0 and recipe.batch_size // n >= LEAST_PART)
     even = 2 if recipe.mixup or recipe.cutmix else 1
     return next((n for n in shares if recipe.batch_size // n % even == 0), 1)
