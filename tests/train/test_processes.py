@@ -77,13 +77,13 @@ def test_processes_see_different_pictures_and_end_with_the_same_buffers(plain, t
     ],
 )
 def test_auto_leaves_batch_norm_enough_pictures(plain, tmp_path, monkeypatch, cores, options, count):
-    monkeypatch.setattr(processes, "cores", lambda: cores)
+    monkeypatch.setattr(processes, "processors", lambda: cores)
     chosen = dataclasses.replace(plain, processes="auto", **{"batch_size": 128} | options)
     assert launcher.settled(chosen, tmp_path, resume=False).processes == count
 
 
 def test_auto_goes_on_with_as_many_as_before(plain, tmp_path, monkeypatch):
-    monkeypatch.setattr(processes, "cores", lambda: 2)
+    monkeypatch.setattr(processes, "processors", lambda: 2)
     chosen = dataclasses.replace(plain, processes="auto", batch_size=96)
     (tmp_path / "recipe.yaml").write_text(dataclasses.replace(chosen, processes=3).to_yaml())
     assert launcher.settled(chosen, tmp_path, resume=True).processes == 3
