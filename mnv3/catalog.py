@@ -87,7 +87,7 @@ SHA256 = {  # of the files
     "mnv3_small_050.lamb_in1k":       "2e3f6937afd4b3704450518a2710168775d6c70ebfb7a0e9aaf06200c6fbe0c4",
     "mnv3_small_tf.uint8_in1k":       "a51165768d655170638020dcb61d423072a21f48117d1284e04ce03265fb5326",
     "mnv3_large_cifar.cifar10":       "6a924f949976a8602852731c7b1a3a788e9de3d2faed8b5c90157ff4bdcf1566",
-    "mnv3_small_cifar.cifar10":       "cfb82951b92b1e54e67a919b2a027617fcd7ea16f7bc1007f5d45413c53b1d79",
+    "mnv3_small_cifar.cifar10":       "d1310ef590dbb412637befbde2371ee5b108761a3138d045e8bb6f3566ac4d48",
 }
 # fmt: on
 
@@ -180,7 +180,7 @@ CATALOG: tuple[Checkpoint, ...] = (
     _timm(       "mnv3_large_minimal_tf", "in1k",                "tf_mobilenetv3_large_minimal_100", 72.270, **TF),
     _timm(       "mnv3_small_minimal_tf", "in1k",                "tf_mobilenetv3_small_minimal_100", 62.894, **TF),
     _ours(       "mnv3_large_cifar",      "cifar10",             "cifar10_large",                    94.03,  **CIFAR),
-    _ours(       "mnv3_small_cifar",      "cifar10",             "cifar10_small",                    91.85,  **CIFAR),
+    _ours(       "mnv3_small_cifar",      "cifar10",             "cifar10_small_distilled",          92.66,  **CIFAR),
 )
 # fmt: on
 
