@@ -115,7 +115,7 @@ def test_push_pull_and_timms_door(server, folder, tmp_path, monkeypatch):
     with torch.no_grad():
         torch.testing.assert_close(model(golden["inputs"]), golden["outputs"], rtol=1e-4, atol=1e-4)
         assert torch.equal(mnv3.load_checkpoint(pulled).eval()(golden["inputs"]), model(golden["inputs"]))
-    assert str(verify.verify(REPO)).startswith(f"{REPO}: ok, {NAME}, sha256 cfb82951b92b, 244 tensors, golden logits ")
+    assert str(verify.verify(REPO)).startswith(f"{REPO}: ok, {NAME}, sha256 d1310ef590db, 244 tensors, golden logits ")
     assert str(verify.verify(pulled)).startswith(f"{pulled}: ok")
     server.requests.clear()
     assert mnv3.create_model(NAME, pretrained=True).num_classes == 10
@@ -426,7 +426,7 @@ def other_golden(folder, **changes):
 DISAGREEING = {
     "hash": (
         other_weights,
-        f"model.safetensors is not that of {NAME} in the catalog: expected sha256 cfb82951b92b, found",
+        f"model.safetensors is not that of {NAME} in the catalog: expected sha256 d1310ef590db, found",
     ),
     "a web page": (lambda f: (f / "model.safetensors").write_text("<html>"), "expected sha256 .*a web page"),
     "a pickle": (
@@ -702,7 +702,7 @@ def test_verify_finds_what_a_repository_has_wrong(server, folder):
         verify.verify(REPO)
     other_weights(folder)
     server.commit(REPO, "main", {"model.safetensors": (folder / "model.safetensors").read_bytes()})
-    with pytest.raises(WeightsError, match="expected sha256 cfb82951b92b, found"):
+    with pytest.raises(WeightsError, match="expected sha256 d1310ef590db, found"):
         verify.verify(REPO)
 
 

@@ -135,7 +135,7 @@ def test_why_is_grad_cam_and_the_predictions(cifar):
     figure = show.why(SHIP, cifar, class_="Airplane")
     figures.check(figure)
     words = figures.texts(figure)
-    (prediction,) = mnv3.predict(cifar, SHIP)
+    (prediction,) = mnv3.predict(cifar, SHIP, exact=True)
     for entry in prediction.topk:
         assert words[words.index(entry["label"]) + 1] == f"{100 * entry['prob']:.1f} %"
     assert {"speaks for airplane", "seen at 32 × 32 px", "probability / %"} <= set(words)
