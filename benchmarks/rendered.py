@@ -102,7 +102,8 @@ def int8_cifar(results: Path) -> str:
     rows = [("model", "float32", *columns)]
     for name in names:
         cells = [found[name, to] for to in columns]
-        rows.append((name, f"{cells[0]['float_top1']:.2f}", *(f"{cell['top1']:.2f}" for cell in cells)))
+        tops = ["-" if cell["top1"] is None else f"{cell['top1']:.2f}" for cell in cells]
+        rows.append((name, f"{cells[0]['float_top1']:.2f}", *tops))
     rows.append(("file, % of float32's weights, row by row", "", *_shares(names, columns, found)))
     return with_caption(markdown_table(rows, "<>" + ">" * len(columns)), record)
 
