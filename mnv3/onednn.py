@@ -62,9 +62,13 @@ def pack(model: nn.Module, x: Tensor) -> nn.Module:
         model: A MobileNetV3.
         x: Pictures (B, C, H, W).
     """
-    packed = fuse(model)
+    return lay_out(fuse(model), x)
+
+
+def lay_out(fused: nn.Module, x: Tensor) -> nn.Module:
+    """What `pack` does to the copy that `fuse` made: in place, or not at all if it raises ValueError."""
     shapes: dict[str, tuple[int, ...]] = {}
-    layers = {name: layer for name, layer in packed.named_modules() if isinstance(layer, ConvNormAct)}
+    layers = {name: layer for name, layer in fused.named_modules() if isinstance(layer, ConvNormAct)}
 
     def note(name: str) -> Callable[..., None]:
         def hook(layer: ConvNormAct, args: tuple[Tensor]) -> None:
@@ -73,10 +77,11 @@ def pack(model: nn.Module, x: Tensor) -> nn.Module:
         return hook
 
     hooks = [layer.register_forward_pre_hook(note(name)) for name, layer in layers.items()]
-    with evaluating(packed):
-        packed(x[:1])
+    with evaluating(fused):
+        fused(x[:1])
     for hook in hooks:
         hook.remove()
-    for name, layer in layers.items():
-        packed.set_submodule(name, PackedConv(layer, shapes[name]))
-    return packed
+    packed = {name: PackedConv(layer, shapes[name]) for name, layer in layers.items()}
+    for name, layer in packed.items():
+        fused.set_submodule(name, layer)
+    return fused

@@ -69,7 +69,7 @@ def for_inference(model: nn.Module, batch_size: int) -> tuple[nn.Module, bool]:
             return fused, False
         one = torch.zeros(1, *model.pretrained_cfg["input_size"])
         try:
-            return onednn.pack(model, one.expand(batch_size, -1, -1, -1)), True
+            return onednn.lay_out(fused, one.expand(batch_size, -1, -1, -1)), True
         except ValueError:  # an activation that oneDNN does not have
             return fused, True
 

@@ -67,9 +67,6 @@ class Batches:
         size = self.size(epoch)
         mine = self.order(epoch)[first:, self.rank :: self.world]  # (updates, accumulate, batch)
 
-        def key(update: int, part: int) -> tuple[int, ...]:
-            return self.recipe.seed, epoch, update, part, self.rank
-
         def seed_of(update: int, part: int) -> tuple[int, ...]:
             return self.recipe.seed, epoch, update, part
 
