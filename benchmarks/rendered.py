@@ -177,30 +177,27 @@ def ablation(results: Path) -> str:
 def training(results: Path) -> str:
     """Images a second of a training."""
     record = read(results, "training")
-    columns = ("mnv3", "mnv3, float32", "timm, float32", "timm, bfloat16")
-    rows = [("model", "threads", *columns, "mnv3 / timm, float32", "mnv3 / timm, bfloat16")]
-    for row in record["rows"]:
-        rates = [f"{row[key]:.0f}" for key in ("mnv3", "mnv3_float32", "timm_float32", "timm_bfloat16")]
-        ratios = (f"{row['to_timm_float32']:.2f}", f"{row['to_timm_bfloat16']:.1f}")
-        rows.append((row["model"], row["threads"], *rates, *ratios))
-    return with_caption(markdown_table(rows, "<>>>>>>>"), record)
+    whats = ("mnv3", "mnv3, float32", "timm, float32", "timm, bfloat16")
+    others = ("timm, float32", "timm, bfloat16", "mnv3, one thread")
+    rows = [("model", "", *whats, *(f"mnv3 / {other}" for other in others))]
+    found = {(row["model"], row["threads"], row["what"]): row for row in record["rows"]}
+    for model, threads in dict.fromkeys((row["model"], row["threads"]) for row in record["rows"]):
+        parts = [(f"{threads} thread{'s' * (threads > 1)}", whats)]
+        if threads > 1:
+            parts.append((f"{threads} processes", ("mnv3, processes",)))
+        for part, names in parts:
+            own = [found[model, threads, name] for name in names]
+            rates = [f"{row['images_per_s']}" for row in own] + ["-"] * (len(whats) - len(own))
+            ratios = [own[0].get(f"to {other}") for other in others]
+            told = ["{:.2f} ({:.2f} - {:.2f})".format(*ratio) if ratio else "-" for ratio in ratios]
+            rows.append((model, part, *rates, *told))
+    return with_caption(markdown_table(rows, "<<>>>>>>>"), record)
 
 
-def training_processes(results: Path) -> str:
-    """Images a second of a training in two processes."""
-    record = read(results, "training_processes")
-    columns = ("timm, float32, 2 threads", "mnv3, 1 thread", "mnv3, 2 threads", "mnv3, 2 processes")
-    rows = [("model", *columns, "2 processes / 1 thread", "2 processes / timm")]
-    for row in record["rows"]:
-        rates = [row[key] for key in ("timm_float32", "one_thread", "two_threads", "two_processes")]
-        ratios = ["{:.2f} ({:.2f} - {:.2f})".format(*row[key]) for key in ("to_one_thread", "to_timm")]
-        rows.append((row["model"], *rates, *ratios))
-    return with_caption(markdown_table(rows, "<>>>>>>"), record)
-
-
-def training_gain(results: Path, key: str, between: str) -> str:
+def training_gain(results: Path, over: str, between: str) -> str:
     """From how many to how many times as fast as timm: a figure in a sentence."""
-    ratios = [row[key] for row in read(results, "training")["rows"]]
+    ours = [row for row in read(results, "training")["rows"] if row["what"] in ("mnv3", "mnv3, processes")]
+    ratios = [row[f"to timm, {over}"][0] for row in ours]
     return f"{min(ratios):.1f} {between} {max(ratios):.1f}"
 
 

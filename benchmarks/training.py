@@ -1,21 +1,19 @@
 """Throughput of a training step beside the same recipe written with timm's own model, loader and transforms.
 
-    python benchmarks/training.py --data CIFAR10 [--models small large] [--threads 1 2] [--turns 8] [--json]
+    python benchmarks/training.py --data CIFAR10 [--models small large] [--threads 1 2] [--turns 8] [--json FILE]
 
 For N threads, `processes: N` is measured too: N processes of one thread that share the batches out. Its windows are in
 the same turns as the others, whose memory and threads then rest.
 
 CIFAR10 is a folder train/<class>/*.png of 32 px. Both train the same network (strides 1, 2, 1, 2, 2) on batches of 128
 with crop, mirroring, random erasing, label smoothing, clipping, SGD and an average of the weights. timm's model is in
-channels_last, in float32 as its train.py has it by default; its rows with bfloat16 (`--amp --amp-dtype bfloat16`) are
-printed as well. Windows of four updates run in turn, after a warm-up; printed are the median images a second and the
-median of the ratios of each turn to timm in float32, and to mnv3 on one thread, with the quartiles.
+channels_last, in float32 as its train.py has it by default, and in bfloat16 (`--amp --amp-dtype bfloat16`). Windows of
+four updates run in turn, after a warm-up; of each are told the median images a second and the median and quartiles of
+its ratios, turn by turn, to timm in both, and to mnv3 on one thread.
 """
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -23,7 +21,9 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import record
 import timm
 import torch
 from timm.data import create_dataset, create_loader
@@ -153,11 +153,11 @@ def measure(size: str, data: str, *, threads: int, turns: int) -> dict[str, list
         "timm, float32": timm_updates(size, chosen, workers=threads, amp=False),
         "timm, bfloat16": timm_updates(size, chosen, workers=threads, amp=True),
         "mnv3, float32": our_updates(recipe.load(f"cifar10_{size}", data=data, sizes=[], lr=0.01, precision="no")),
-        f"mnv3, {'bfloat16' if processes.best_precision() == 'bf16' else 'float32'} (auto)": our_updates(chosen),
+        "mnv3": our_updates(chosen),
     }
     if threads > 1:
-        candidates["mnv3, 1 thread (auto)"] = on_one_thread(our_updates(chosen), threads)
-        candidates[f"mnv3, {threads} processes (auto)"] = updates_in_processes(size, data, threads)
+        candidates["mnv3, one thread"] = on_one_thread(our_updates(chosen), threads)
+        candidates["mnv3, processes"] = updates_in_processes(size, data, threads)
     rates: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in range(turns + 1):
         for name, updates in candidates.items():
@@ -166,41 +166,45 @@ def measure(size: str, data: str, *, threads: int, turns: int) -> dict[str, list
                 next(updates)
             if turn:  # the first is the warm-up
                 rates[name].append(WINDOW * chosen.batch_size / (time.perf_counter() - start))
-    candidates[next(reversed(candidates))].close()
+    if threads > 1:
+        candidates["mnv3, processes"].close()
     return rates
 
 
-def over(rates: list[float], base: list[float]) -> str:
-    """The median of the ratios turn by turn, and the quartiles."""
-    low, middle, high = statistics.quantiles([a / b for a, b in zip(rates, base, strict=True)], n=4)
-    return f"{middle:.2f} ({low:.2f} - {high:.2f})"
+def rows_of(size: str, threads: int, rates: dict[str, list[float]]) -> list[dict[str, Any]]:
+    """What is told of each candidate."""
+    rows = []
+    for name, own in rates.items():
+        row = {"model": size, "threads": threads, "what": name, "images_per_s": round(statistics.median(own))}
+        for other in ("timm, float32", "timm, bfloat16", "mnv3, one thread"):
+            if other in rates and other != name:
+                low, middle, high = statistics.quantiles([a / b for a, b in zip(own, rates[other], strict=True)], n=4)
+                row[f"to {other}"] = [round(ratio, 3) for ratio in (middle, low, high)]
+        rows.append(row)
+    return rows
 
 
 def main() -> None:
-    """Print a table, or JSON."""
+    """Print what is told of each candidate, and write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--models", nargs="+", default=["small", "large"], choices=["small", "large"])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--turns", type=int, default=8)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured")
     parser.add_argument("--serve", metavar="MEETING", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
         return serve(args.models[0], args.data, args.serve)
-    machine = f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
-    print(f"{machine}, torch {torch.__version__}, timm {timm.__version__}")
-    print("| model | threads | | images/s | / timm, float32 | / mnv3, 1 thread |")
-    print("| --- | ---: | --- | ---: | ---: | ---: |")
+    rows = []
     for size in args.models:
         for threads in args.threads:
-            rates = measure(size, args.data, threads=threads, turns=args.turns)
-            for name, found in rates.items():
-                cells = [size, threads, name, f"{statistics.median(found):.0f}", over(found, rates["timm, float32"])]
-                cells.append(over(found, rates["mnv3, 1 thread (auto)"]) if threads > 1 else "")
-                print("|", " | ".join(map(str, cells)), "|", flush=True)
-            if args.json:
-                print(json.dumps({"model": size, "threads": threads, "rates": rates}))
+            for row in rows_of(size, threads, measure(size, args.data, threads=threads, turns=args.turns)):
+                print(row, flush=True)
+                rows.append(row)
+    if args.json:
+        precision = "bfloat16" if processes.best_precision() == "bf16" else "float32"
+        record.write(args.json, ("torch", "timm"), turns=args.turns, precision=precision, rows=rows)
 
 
 if __name__ == "__main__":

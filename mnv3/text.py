@@ -4,6 +4,7 @@ Whoever names a class can write escape sequences for a terminal, markup for a pa
 So every such text passes through one of these where it leaves.
 """
 
+import logging
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,6 +19,13 @@ NOT_IN_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff
 def terminal(text: object) -> str:
     """For a terminal, in one line: what is not printable as Python escapes it."""
     return "".join(c if _printable(c) else c.encode("unicode_escape").decode() for c in str(text))
+
+
+class Notice(logging.Formatter):
+    """What a logger of mnv3's says, in one line for a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"mnv3: {terminal(super().format(record))}"
 
 
 def drawable(text: object) -> str:

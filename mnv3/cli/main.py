@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 
 from ..errors import ExportError, PublishError, TrainingStopped, WeightsError, one_line
-from ..text import terminal
+from ..text import Notice
 from ..version import __version__
 from . import convert, demo, deploy, hub, models, predict, show, train
 
@@ -41,17 +41,10 @@ def _reason(error: Exception) -> str:
     return str(error) if isinstance(error, expected) and str(error) else f"{type(error).__name__}: {error}"
 
 
-class _Notice(logging.Formatter):
-    """A notice in one line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return f"mnv3: {terminal(super().format(record))}"
-
-
 def _set_up_output(debug: bool) -> None:
     """Our notices to stderr; of the Hub client's, which repeat every retry, only errors; no libraries' warnings."""
     handler = logging.StreamHandler()
-    handler.setFormatter(_Notice())
+    handler.setFormatter(Notice())
     logging.getLogger("mnv3").handlers = [handler]
     if not debug:
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ..text import terminal
+from ..text import Notice
 from . import processes
 from .finetune import finetune
 from .launcher import TASK
@@ -58,15 +58,10 @@ def _stop_with_parent() -> None:
 def _show_notices(level: int) -> None:
     """Our notices to stderr, as the command line shows them."""
     handler = logging.StreamHandler()
-    handler.setFormatter(_Notice())
+    handler.setFormatter(Notice())
     logger = logging.getLogger("mnv3")
     logger.handlers, logger.propagate = [handler], False
     logger.setLevel(level)
-
-
-class _Notice(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return f"mnv3: {terminal(super().format(record))}"
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 import mnv3
-from mnv3.pictures.inference import for_inference
+from mnv3.pictures.inference import answered, for_inference
 from mnv3.pictures.inputs import Preprocessing
 
 
@@ -258,29 +258,32 @@ def test_whole_batches(model, folder):
 
 def test_threads_are_left_as_they_were(model, folder):
     """Each worker computes with one thread; neither this thread nor one that starts afterwards does."""
-    before = torch.get_num_threads()
+
+    def threads(*_):
+        return torch.get_num_threads()
+
+    before = threads()
     torch.set_num_threads(3)
-    inside = []
     hooked = copy.deepcopy(model)
+    hooked.classifier.register_forward_hook(lambda *_: None)
     try:
-        for network in (model, hooked):
-            network.classifier.register_forward_hook(lambda *_: inside.append(torch.get_num_threads()))
-            list(mnv3.predict(network, folder, workers=2))
-            assert torch.get_num_threads() == 3
+        for network, of_network in ((model, 1), (hooked, 3)):  # a model that is watched computes in this thread
+            for batch, computing in answered(network, range(9), threads, threads, batch_size=2, workers=2):
+                assert computing == of_network
+                assert {reading for _, reading in batch} == {1}
+            assert threads() == 3
             with ThreadPoolExecutor(1) as pool:
-                assert pool.submit(torch.get_num_threads).result() == 3
+                assert pool.submit(threads).result() == 3
         predictions = mnv3.predict(model, [folder / "a.png"] * 9, batch_size=1)
         next(predictions)
         predictions.close()  # whoever asked has stopped
-        assert torch.get_num_threads() == 3
+        assert threads() == 3
     finally:
         torch.set_num_threads(before)
-        model.classifier._forward_hooks.clear()
-    assert set(inside) == {3}, "a model that is watched computes in this thread"
 
 
 @pytest.mark.parametrize("act_layer", [None, "silu"])
-def test_the_network_in_threads(act_layer, folder):
+def test_the_network_in_threads(act_layer):
     """Folded, packed where oneDNN has the activation, in several threads: the logits are the model's."""
     model = randomize(mnv3.create_model("mnv3_small_cifar", act_layer=act_layer)).eval()
     network, of_threads = for_inference(model, 4)
