@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from .arch import LARGE, SE_ORDERS, Arch, as_arch, scale, taps, without_hs, without_se
 from .depthwise import in_graph, is_eager, is_plain
 from .errors import choices
-from .layers import ACTIVATION, Bottleneck, ConvNormAct, mean_to_train, pooled_conv2d, set_activation, set_norms
+from .layers import ACTIVATION, Bottleneck, ConvNormAct, mean_to_train, pooled_conv2d
+from .timm_layers import set_activation, set_norms
 
 PAD_TYPES = ("", "same")
 POOLS = ("avg", "max", "avgmax", "catavgmax", "fast", "fastavg", "fastmax", "fastavgmax", "fastcatavgmax", "")
