@@ -194,6 +194,22 @@ def training(results: Path) -> str:
     return with_caption(markdown_table(rows, "<<>>>>>>>"), record)
 
 
+def training_profile(results: Path) -> str:
+    """Milliseconds of an update of a training, and of its operators."""
+    record = read(results, "training_profile")
+    columns = [f"{row['threads']} thread{'s' * (row['threads'] > 1)}, {row['pictures']}" for row in record["rows"]]
+    heading = [
+        "ms; threads, pictures",
+        *(f"{row['model']}: {column}" for row, column in zip(record["rows"], columns, strict=True)),
+    ]
+    parts = [part for part in record["rows"][0] if part not in ("model", "threads", "pictures", "ms")]
+    lines = [("an update", *(f"{row['ms']:.0f}" for row in record["rows"]))]
+    lines += [(part, *(f"{row[part]:.0f}" for row in record["rows"])) for part in parts]
+    rest = [row["ms"] - sum(row[part] for part in parts) for row in record["rows"]]
+    lines.append(("all else", *(f"{ms:.0f}" for ms in rest)))
+    return with_caption(markdown_table([heading, *lines], "<" + ">" * len(columns)), record)
+
+
 def training_gain(results: Path, over: str, between: str) -> str:
     """From how many to how many times as fast as timm: a figure in a sentence."""
     ours = [row for row in read(results, "training")["rows"] if row["what"] in ("mnv3", "mnv3, processes")]

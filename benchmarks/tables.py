@@ -42,6 +42,7 @@ TABLES: dict[str, Table] = {
     "cifar10": rendered.cifar10,
     "ablation": rendered.ablation,
     "training": rendered.training,
+    "training_profile": rendered.training_profile,
     "gain": partial(rendered.training_gain, over="float32", between="to"),
     "gain.zh": partial(rendered.training_gain, over="float32", between="到"),
     "mixed_gain": partial(rendered.training_gain, over="bfloat16", between="to"),
