@@ -29,6 +29,8 @@ from mnv3.hub import publish, verify
 
 NAME = "mnv3_small_cifar.cifar10"
 REPO = f"org/{NAME}"
+RECORD = find(*catalog.split_name(NAME))
+SHA256, TOP1 = RECORD.sha256[:12], f"{RECORD.top1:.2f}"
 SHIPPED = ROOT / "weights" / NAME
 RECORD = find("mnv3_small_cifar")
 NAMES = {"README.md", "config.json", "model.safetensors", "golden.safetensors", "recipe.yaml", "log.csv", "test.json"}
@@ -115,7 +117,7 @@ def test_push_pull_and_timms_door(server, folder, tmp_path, monkeypatch):
     with torch.no_grad():
         torch.testing.assert_close(model(golden["inputs"]), golden["outputs"], rtol=1e-4, atol=1e-4)
         assert torch.equal(mnv3.load_checkpoint(pulled).eval()(golden["inputs"]), model(golden["inputs"]))
-    assert str(verify.verify(REPO)).startswith(f"{REPO}: ok, {NAME}, sha256 d1310ef590db, 244 tensors, golden logits ")
+    assert str(verify.verify(REPO)).startswith(f"{REPO}: ok, {NAME}, sha256 {SHA256}, 244 tensors, golden logits ")
     assert str(verify.verify(pulled)).startswith(f"{pulled}: ok")
     server.requests.clear()
     assert mnv3.create_model(NAME, pretrained=True).num_classes == 10
@@ -426,7 +428,7 @@ def other_golden(folder, **changes):
 DISAGREEING = {
     "hash": (
         other_weights,
-        f"model.safetensors is not that of {NAME} in the catalog: expected sha256 d1310ef590db, found",
+        f"model.safetensors is not that of {NAME} in the catalog: expected sha256 {SHA256}, found",
     ),
     "a web page": (lambda f: (f / "model.safetensors").write_text("<html>"), "expected sha256 .*a web page"),
     "a pickle": (
@@ -438,12 +440,12 @@ DISAGREEING = {
         "README.md is not the card of .*: `mnv3 card .*` writes it",
     ),
     "figure in the card": (
-        lambda f: (f / "README.md").write_text((f / "README.md").read_text().replace("92.66", "99.85")),
+        lambda f: (f / "README.md").write_text((f / "README.md").read_text().replace(TOP1, "99.85")),
         "README.md is not the card",
     ),
     "metrics": (
-        lambda f: (f / "test.json").write_text((f / "test.json").read_text().replace("92.66", "92.76")),
-        "test.json has a top-1 of 92.76 %, the catalog 92.66 %",
+        lambda f: (f / "test.json").write_text((f / "test.json").read_text().replace(f"{RECORD.top1}", "92.0")),
+        f"test.json has a top-1 of 92.0 %, the catalog {TOP1} %",
     ),
     "architecture": (
         partial(edited, architecture="mnv3_large_cifar"),
@@ -702,7 +704,7 @@ def test_verify_finds_what_a_repository_has_wrong(server, folder):
         verify.verify(REPO)
     other_weights(folder)
     server.commit(REPO, "main", {"model.safetensors": (folder / "model.safetensors").read_bytes()})
-    with pytest.raises(WeightsError, match="expected sha256 d1310ef590db, found"):
+    with pytest.raises(WeightsError, match=f"expected sha256 {SHA256}, found"):
         verify.verify(REPO)
 
 
