@@ -203,8 +203,9 @@ def main() -> None:
                 print(row, flush=True)
                 rows.append(row)
     if args.json:
+        note = f"of {len(list(Path(args.data).glob('train/*/*'))):,} pictures"
         precision = "bfloat16" if processes.best_precision() == "bf16" else "float32"
-        record.write(args.json, ("torch", "timm"), turns=args.turns, precision=precision, rows=rows)
+        record.write(args.json, ("torch", "timm"), turns=args.turns, precision=precision, note=note, rows=rows)
 
 
 if __name__ == "__main__":

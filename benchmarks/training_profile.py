@@ -81,7 +81,8 @@ def main() -> None:
             rows.append(measure(size, args.data, threads, pictures))
             print(rows[-1], flush=True)
     if args.json:
-        record.write(args.json, ("torch",), rows=rows)
+        note = f"of {len(list(Path(args.data).glob('train/*/*'))):,} pictures"
+        record.write(args.json, ("torch",), note=note, rows=rows)
 
 
 if __name__ == "__main__":
