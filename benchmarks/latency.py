@@ -61,12 +61,6 @@ def measure(size: str, *, batch: int, pixels: int, runs: int) -> dict[str, list[
     return times
 
 
-def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
-    """Median and quartiles of the ratio, turn by turn."""
-    low, middle, high = statistics.quantiles([a / b for a, b in zip(ours, theirs, strict=True)])
-    return {"median": middle, "q1": low, "q3": high}
-
-
 def machine() -> str:
     """What the figures were measured on."""
     return f"{bench.machine()}, timm {timm.__version__}, torchvision {torchvision.__version__}"
@@ -87,14 +81,14 @@ def main() -> None:
             times = measure(size, batch=args.batch, pixels=args.size, runs=args.runs)
             for name in ("mnv3", "mnv3 fused"):
                 row = {"model": size, "threads": threads, "what": name, "ms": 1e3 * statistics.median(times[name])}
-                row |= {f"to {other}": ratio(times[name], times[other]) for other in ("timm", "torchvision")}
+                row |= {f"to {other}": record.ratio(times[name], times[other]) for other in ("timm", "torchvision")}
                 rows.append(row)
     if args.json:
         record.write(args.json, ("torch", "timm", "torchvision"), batch=args.batch, size=args.size, rows=rows)
     print(f"{machine()}; batch {args.batch}, {args.size} px\n")
     print("| model | threads | | ms | / timm | / torchvision |\n| --- | ---: | --- | ---: | ---: | ---: |")
     for row in rows:
-        ratios = [f"{r['median']:.2f} ({r['q1']:.2f} - {r['q3']:.2f})" for r in (row["to timm"], row["to torchvision"])]
+        ratios = [record.ratio_as_text(row[f"to {other}"]) for other in ("timm", "torchvision")]
         print(f"| {row['model']} | {row['threads']} | {row['what']} | {row['ms']:.1f} | {' | '.join(ratios)} |")
 
 

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import statistics
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -31,6 +32,17 @@ def write(file: Path, packages: Sequence[str], *, versions: dict[str, str] | Non
     }
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(as_text(about | data), encoding="utf-8")
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles of the ratio, turn by turn."""
+    low, middle, high = statistics.quantiles([a / b for a, b in zip(ours, theirs, strict=True)])
+    return {"median": middle, "q1": low, "q3": high}
+
+
+def ratio_as_text(of: dict[str, float]) -> str:
+    """What `ratio` gave, for a table."""
+    return f"{of['median']:.2f} ({of['q1']:.2f} - {of['q3']:.2f})"
 
 
 def command(words: list[str]) -> str:

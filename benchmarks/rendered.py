@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from record import ratio_as_text
+
 from mnv3.arch import VARIANTS, count_macs, count_params
 from mnv3.catalog import split_name
 from mnv3.cli.main import main as mnv3
@@ -47,6 +49,11 @@ def caption(record: Record, *notes: str, packages: Sequence[str] = (), chinese: 
     text = " ".join((*notes, f"Measured {record['date']}: {'; '.join(part for part in parts if part)}."))
     text = re.sub(r"`[^`]{1,80}`", lambda code: code[0].replace(" ", UNBROKEN), text)
     return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False).replace(UNBROKEN, " ")
+
+
+def in_threads(count: int) -> str:
+    """How many threads, in words."""
+    return f"{count} thread{'s' * (count > 1)}"
 
 
 def with_caption(table: str, record: Record, *notes: str) -> str:
@@ -102,8 +109,7 @@ def int8_cifar(results: Path) -> str:
     rows = [("model", "float32", *columns)]
     for name in names:
         cells = [found[name, to] for to in columns]
-        tops = ["-" if cell["top1"] is None else f"{cell['top1']:.2f}" for cell in cells]
-        rows.append((name, f"{cells[0]['float_top1']:.2f}", *tops))
+        rows.append((name, f"{cells[0]['float_top1']:.2f}", *(f"{cell['top1']:.2f}" for cell in cells)))
     rows.append(("file, % of float32's weights, row by row", "", *_shares(names, columns, found)))
     return with_caption(markdown_table(rows, "<>" + ">" * len(columns)), record)
 
@@ -127,7 +133,7 @@ def eager(results: Path) -> str:
     record = read(results, "eager")
     rows = [("model", "threads", "", "ms", "/ timm", "/ torchvision")]
     for row in record["rows"]:
-        ratios = [f"{r['median']:.2f} ({r['q1']:.2f} - {r['q3']:.2f})" for r in (row["to timm"], row["to torchvision"])]
+        ratios = [ratio_as_text(row[f"to {other}"]) for other in ("timm", "torchvision")]
         rows.append((row["model"], row["threads"], row["what"], f"{row['ms']:.1f}", *ratios))
     return with_caption(markdown_table(rows, "<><>>>"), record)
 
@@ -182,38 +188,33 @@ def training(results: Path) -> str:
     rows = [("model", "", *whats, *(f"mnv3 / {other}" for other in others))]
     found = {(row["model"], row["threads"], row["what"]): row for row in record["rows"]}
     for model, threads in dict.fromkeys((row["model"], row["threads"]) for row in record["rows"]):
-        parts = [(f"{threads} thread{'s' * (threads > 1)}", whats)]
+        parts = [(in_threads(threads), whats)]
         if threads > 1:
             parts.append((f"{threads} processes", ("mnv3, processes",)))
         for part, names in parts:
             own = [found[model, threads, name] for name in names]
             rates = [f"{row['images_per_s']}" for row in own] + ["-"] * (len(whats) - len(own))
             ratios = [own[0].get(f"to {other}") for other in others]
-            told = ["{:.2f} ({:.2f} - {:.2f})".format(*ratio) if ratio else "-" for ratio in ratios]
-            rows.append((model, part, *rates, *told))
+            rows.append((model, part, *rates, *(ratio_as_text(ratio) if ratio else "-" for ratio in ratios)))
     return with_caption(markdown_table(rows, "<<>>>>>>>"), record)
 
 
 def training_profile(results: Path) -> str:
     """Milliseconds of an update of a training, and of its operators."""
     record = read(results, "training_profile")
-    columns = [f"{row['threads']} thread{'s' * (row['threads'] > 1)}, {row['pictures']}" for row in record["rows"]]
-    heading = [
-        "ms; threads, pictures",
-        *(f"{row['model']}: {column}" for row, column in zip(record["rows"], columns, strict=True)),
-    ]
+    columns = [f"{row['model']}: {in_threads(row['threads'])}, {row['pictures']}" for row in record["rows"]]
     parts = [part for part in record["rows"][0] if part not in ("model", "threads", "pictures", "ms")]
     lines = [("an update", *(f"{row['ms']:.0f}" for row in record["rows"]))]
     lines += [(part, *(f"{row[part]:.0f}" for row in record["rows"])) for part in parts]
     rest = [row["ms"] - sum(row[part] for part in parts) for row in record["rows"]]
     lines.append(("all else", *(f"{ms:.0f}" for ms in rest)))
-    return with_caption(markdown_table([heading, *lines], "<" + ">" * len(columns)), record)
+    return with_caption(markdown_table([("ms; threads, pictures", *columns), *lines], "<" + ">" * len(columns)), record)
 
 
 def training_gain(results: Path, over: str, between: str) -> str:
     """From how many to how many times as fast as timm: a figure in a sentence."""
     ours = [row for row in read(results, "training")["rows"] if row["what"] in ("mnv3", "mnv3, processes")]
-    ratios = [row[f"to timm, {over}"][0] for row in ours]
+    ratios = [row[f"to timm, {over}"]["median"] for row in ours]
     return f"{min(ratios):.1f} {between} {max(ratios):.1f}"
 
 

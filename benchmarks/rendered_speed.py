@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from rendered import Record, caption, grid, read
+from rendered import Record, caption, grid, in_threads, read
 
 from mnv3.text import markdown_table
 
@@ -50,7 +50,7 @@ def limits(cells: Sequence[Record], *, chinese: bool = False) -> str:
 
 
 def _threads(cell: Record) -> str:
-    return f"{cell['threads']} thread{'s' * (cell['threads'] > 1)}, batch {cell['batch']}"
+    return f"{in_threads(cell['threads'])}, batch {cell['batch']}"
 
 
 def latency(results: Path) -> str:

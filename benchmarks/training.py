@@ -171,6 +171,11 @@ def measure(size: str, data: str, *, threads: int, turns: int) -> dict[str, list
     return rates
 
 
+def pictures_of(data: str) -> str:
+    """How many pictures were trained on, for the record."""
+    return f"of {len(list(Path(data).glob('train/*/*'))):,} pictures"
+
+
 def rows_of(size: str, threads: int, rates: dict[str, list[float]]) -> list[dict[str, Any]]:
     """What is told of each candidate."""
     rows = []
@@ -178,8 +183,7 @@ def rows_of(size: str, threads: int, rates: dict[str, list[float]]) -> list[dict
         row = {"model": size, "threads": threads, "what": name, "images_per_s": round(statistics.median(own))}
         for other in ("timm, float32", "timm, bfloat16", "mnv3, one thread"):
             if other in rates and other != name:
-                low, middle, high = statistics.quantiles([a / b for a, b in zip(own, rates[other], strict=True)], n=4)
-                row[f"to {other}"] = [round(ratio, 3) for ratio in (middle, low, high)]
+                row[f"to {other}"] = record.ratio(own, rates[other])
         rows.append(row)
     return rows
 
@@ -203,9 +207,10 @@ def main() -> None:
                 print(row, flush=True)
                 rows.append(row)
     if args.json:
-        note = f"of {len(list(Path(args.data).glob('train/*/*'))):,} pictures"
         precision = "bfloat16" if processes.best_precision() == "bf16" else "float32"
-        record.write(args.json, ("torch", "timm"), turns=args.turns, precision=precision, note=note, rows=rows)
+        record.write(
+            args.json, ("torch", "timm"), turns=args.turns, precision=precision, note=pictures_of(args.data), rows=rows
+        )
 
 
 if __name__ == "__main__":

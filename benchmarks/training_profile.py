@@ -16,7 +16,7 @@ from typing import Any
 import record
 import torch
 from torch.profiler import ProfilerActivity, profile
-from training import our_updates
+from training import our_updates, pictures_of
 
 from mnv3.train import recipe
 
@@ -81,8 +81,7 @@ def main() -> None:
             rows.append(measure(size, args.data, threads, pictures))
             print(rows[-1], flush=True)
     if args.json:
-        note = f"of {len(list(Path(args.data).glob('train/*/*'))):,} pictures"
-        record.write(args.json, ("torch",), note=note, rows=rows)
+        record.write(args.json, ("torch",), note=pictures_of(args.data), rows=rows)
 
 
 if __name__ == "__main__":

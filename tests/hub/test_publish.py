@@ -29,10 +29,9 @@ from mnv3.hub import publish, verify
 
 NAME = "mnv3_small_cifar.cifar10"
 REPO = f"org/{NAME}"
-RECORD = find(*catalog.split_name(NAME))
-SHA256, TOP1 = RECORD.sha256[:12], f"{RECORD.top1:.2f}"
 SHIPPED = ROOT / "weights" / NAME
 RECORD = find("mnv3_small_cifar")
+SHA256, TOP1 = RECORD.sha256[:12], f"{RECORD.top1:.2f}"
 NAMES = {"README.md", "config.json", "model.safetensors", "golden.safetensors", "recipe.yaml", "log.csv", "test.json"}
 READS = ("/paths-info/", "/api/validate-yaml")  # POST requests that change nothing
 
