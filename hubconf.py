@@ -1,4 +1,4 @@
-"""torch.hub entries: torch.hub.load('org/mnv3:v0.4.0', 'mobilenetv3_small', pretrained=True, trust_repo=True).
+"""torch.hub entries: torch.hub.load('org/mnv3:v0.5.0', 'mobilenetv3_small', pretrained=True, trust_repo=True).
 
 Every model takes `pretrained` (True for the default checkpoint, a tag such as 'ra_in1k', or False), and the arguments
 of mnv3.MobileNetV3: num_classes, in_chans, width, drop_rate ... `transforms` gives the preprocessing of a model.

@@ -16,7 +16,7 @@ from typing import Any
 from record import ratio_as_text
 
 from mnv3.arch import VARIANTS, count_macs, count_params
-from mnv3.catalog import split_name
+from mnv3.catalog import checkpoints, split_name
 from mnv3.cli.main import main as mnv3
 from mnv3.deploy import FORMATS
 from mnv3.text import markdown_table
@@ -61,12 +61,24 @@ def with_caption(table: str, record: Record, *notes: str) -> str:
 
 
 def models(results: Path, *, chinese: bool = False) -> str:
+    """Every model of the package, and the tags of its weights with their accuracy, the default first."""
+    rows = [("model", "params/M", "MACs/M", "weights, top-1/%")]
+    if chinese:
+        rows = [("模型", "参数量/M", "乘加次数/M", "权重，top-1/%")]
+    for name, variant in VARIANTS.items():
+        size, classes = variant.size, variant.num_classes
+        params = count_params(variant.arch, num_classes=classes)
+        macs = count_macs(variant.arch, size=size, num_classes=classes)
+        tags = (f"{entry.tag} {entry.top1:.2f}" if entry.top1 else entry.tag for entry in checkpoints(name))
+        rows.append((name, f"{params / 1e6:.2f}", f"{macs / 1e6:.1f}", ", ".join(tags) or "-"))
+    return markdown_table(rows, "<>><")
+
+
+def weights(results: Path) -> str:
     """The catalog."""
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         mnv3(["list", "--markdown"])
-    table = printed.getvalue().strip()
-    heading = "| 名称 | 参数量/M | 乘加次数/M | 像素 | 类别数 | top-1/% | 权重来源 | 许可证 |"
-    return re.sub(r"\A.*", heading, table) if chinese else table
+    return printed.getvalue().strip()
 
 
 def formats(results: Path) -> str:
@@ -151,19 +163,40 @@ def browser(results: Path) -> str:
 
 def cifar10(results: Path) -> str:
     """Our checkpoints on CIFAR-10 beside published ones."""
-    record = read(results, "cifar10")
     rows = [("", "top-1 / %", "MACs / M at 32 px", "parameters / M", "")]
-    for row in record["rows"]:
+    for source, name, top1, macs, params in _cifar10(results):
+        rows.append(
+            (name, top1, f"{macs / 1e6:.1f}" if macs else "-", f"{params / 1e6:.2f}" if params else "-", source)
+        )
+    mirrored = (f"`{row['model']}` {row['flip']:.2f}" for row in read(results, "cifar10")["rows"])
+    note = f"With the mirror image: {', '.join(mirrored)}."
+    return with_caption(markdown_table(rows, "<>>><"), read(results, "cifar10"), note)
+
+
+def cifar10_by_source(results: Path, *, chinese: bool = False) -> str:
+    """As `cifar10`, a row for each source: its networks with their accuracy and, in brackets, MACs."""
+    rows = [("CIFAR-10, 32 px", "top-1/% (MACs/M)")]
+    if chinese:
+        rows = [("CIFAR-10，32 像素", "top-1/%（乘加次数/M）")]
+    found: dict[str, list[str]] = {}
+    for source, name, top1, macs, _ in _cifar10(results):
+        source = "原始文档" if chinese and source == "the document" else source
+        found.setdefault(source, []).append(f"{name} {top1}" + (f" ({macs / 1e6:.1f})" if macs else ""))
+    return markdown_table([*rows, *((source, ", ".join(texts)) for source, texts in found.items())], "<<")
+
+
+def _cifar10(results: Path) -> list[tuple[str, str, Any, int | None, int | None]]:
+    """Source, name, top-1, MACs at 32 px and parameters of our networks for CIFAR-10, and of those published."""
+    found = []
+    for row in read(results, "cifar10")["rows"]:
         arch = VARIANTS[split_name(row["model"])[0]].arch
-        costs = (count_macs(arch, size=32, num_classes=10) / 1e6, count_params(arch, num_classes=10) / 1e6)
-        what = f"ours; {row['flip']:.2f} with the mirror image"
-        rows.append((f"`{row['model']}`", f"**{row['top1']:.2f}**", f"{costs[0]:.1f}", f"{costs[1]:.2f}", what))
+        costs = count_macs(arch, size=32, num_classes=10), count_params(arch, num_classes=10)
+        found.append(("mnv3", f"`{row['model']}`", f"**{row['top1']:.2f}**", *costs))
     for row in json.loads((results.parent / "cifar10_published.json").read_text(encoding="utf-8"))["models"]:
         source = row["source"].split("/")[3] if "/" in row["source"] else "the document"
         name = re.sub(r"^(document,|kuangliu) ", "", row["name"])
-        macs = f"{row['macs'] / 1e6:.1f}" if row["macs"] else "-"
-        rows.append((name, row["top1"], macs, f"{row['params'] / 1e6:.2f}" if row["params"] else "-", source))
-    return with_caption(markdown_table(rows, "<>>><"), record)
+        found.append((source, name, row["top1"], row["macs"], row["params"]))
+    return found
 
 
 def ablation(results: Path) -> str:

@@ -29,6 +29,7 @@ Table = Callable[[Path], str]
 TABLES: dict[str, Table] = {
     "models": rendered.models,
     "models.zh": partial(rendered.models, chinese=True),
+    "weights": rendered.weights,
     "formats": rendered.formats,
     "export": rendered.export,
     "int8_cifar": rendered.int8_cifar,
@@ -40,6 +41,8 @@ TABLES: dict[str, Table] = {
     "eager": rendered.eager,
     "browser": rendered.browser,
     "cifar10": rendered.cifar10,
+    "cifar10_by_source": rendered.cifar10_by_source,
+    "cifar10_by_source.zh": partial(rendered.cifar10_by_source, chinese=True),
     "ablation": rendered.ablation,
     "training": rendered.training,
     "training_profile": rendered.training_profile,

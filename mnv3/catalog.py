@@ -1,11 +1,11 @@
 """Every published checkpoint of the family, one frozen record each: where it is, how to check it, how to feed it.
 
-timm's default_cfgs, the Hub client, `mnv3 list` and the README table are made from these records. A tag without weights
-is not here. Sources: repositories and preprocessing as timm 1.0.31 and torchvision 0.29.1 state them (a test compares);
-top-1 of timm's checkpoints on ImageNet-1k val at 224 px from its results/results-imagenet.csv at commit 7479d451 (ra4:
-its model cards), of torchvision's from the metadata of its weights. Revisions and hashes were read from public pins
-of these files; where no full one was found the revision is None, the branch `main` is taken, and the file is checked
-against the SHA-256 that the Hub states for it. Standard library only.
+timm's default_cfgs, the Hub client, `mnv3 list` and the tables of the documents are made from these records. A tag
+without weights is not here. Sources: repositories and preprocessing as timm 1.0.31 and torchvision 0.29.1 state them
+(a test compares); top-1 of timm's checkpoints on ImageNet-1k val at 224 px from its results/results-imagenet.csv at
+commit 7479d451 (ra4: its model cards), of torchvision's from the metadata of its weights. Revisions and hashes were
+read from public pins of these files; where no full one was found the revision is None, the branch `main` is taken, and
+the file is checked against the SHA-256 that the Hub states for it. Standard library only.
 """
 
 from dataclasses import dataclass

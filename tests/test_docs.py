@@ -33,7 +33,7 @@ def commands(*texts: str) -> list[str]:
 def test_table_of_models_is_the_commands(capsys):
     main(["list", "--markdown"])
     table = capsys.readouterr().out
-    assert f"<!-- table: models -->\n{table}<!-- end -->\n" in README, "`make tables`"
+    assert f"<!-- table: weights -->\n{table}<!-- end -->\n" in TEXTS["docs/models.md"], "`make tables`"
     main(["list"])
     plain = [line.split() for line in capsys.readouterr().out.splitlines()]
     cells = [[cell.strip() for cell in row.strip("|").split("|")][:-1] for row in table.splitlines()]

@@ -18,7 +18,7 @@ def add_commands(command: Command) -> None:
     sub = command("list", list_models, "List the models and their published weights.")
     sub.add_argument("--pretrained", action="store_true", help="only names with weights, as arch.tag")
     sub.add_argument("--json", action="store_true", help="one JSON object a line")
-    sub.add_argument("--markdown", action="store_true", help="a table for README.md")
+    sub.add_argument("--markdown", action="store_true", help="a table in Markdown")
 
     sub = command("info", info, "Show a model's table: blocks, channels, parameters, MACs, weights.")
     sub.epilog = "Columns as in the paper: exp size, #out, SE, NL (RE: ReLU, HS: h-swish), s: stride."

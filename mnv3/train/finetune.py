@@ -140,6 +140,8 @@ class Training:
     def _train_epoch(self, interrupted: progress.Interrupted) -> None:
         """Make what is left of this epoch's updates."""
         recipe, frozen = self.recipe, self.epoch < self.recipe.freeze_epochs
+        if self.mixup:
+            self.mixup.mixup_enabled = self.epoch < recipe.epochs - recipe.mix_off_epochs
         model = processes.wrap(self.raw, self.accelerator, compile=recipe.compile, frozen=frozen)
         name, start = f"epoch {self.epoch + 1}/{recipe.epochs}", time.perf_counter() - self.sums["seconds"]
         with progress.bar(name, total=self.batches.updates, done=self.update, shown=self.rank == 0) as bar:

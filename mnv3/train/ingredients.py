@@ -179,7 +179,7 @@ def mixup(recipe: Recipe, num_classes: int) -> "Mixup | None":
     if recipe.batch_size % 2:
         raise ValueError(f"batch_size: {recipe.batch_size} is odd, and mixup joins pictures in pairs")
     smoothing = recipe.label_smoothing
-    return Mixup(recipe.mixup, recipe.cutmix, label_smoothing=smoothing, num_classes=num_classes)
+    return Mixup(recipe.mixup, recipe.cutmix, prob=recipe.mix_prob, label_smoothing=smoothing, num_classes=num_classes)
 
 
 def train_mode(raw: nn.Module, *, freeze_bn: bool) -> None:

@@ -75,6 +75,8 @@ class Recipe:
     erase: Share = 0.0  # probability of random erasing
     mixup: NotNegative = 0.0  # alpha
     cutmix: NotNegative = 0.0  # alpha
+    mix_prob: Share = 1.0  # probability of a batch to have one of the two
+    mix_off_epochs: CountOrZero = 0  # the last so many epochs have neither
 
     # The optimiser
     optimizer: str = "sgd"  # any of timm's: sgd, adamw, muon, lamb, ...
@@ -146,6 +148,8 @@ OTHER_NAMES = {  # what other trainers call our keys
     "erase": "reprob random_erase random_erasing",
     "mixup": "mixup_alpha",
     "cutmix": "cutmix_alpha",
+    "mix_prob": "mixup_prob",
+    "mix_off_epochs": "mixup_off_epoch",
     "optimizer": "opt optim optimiser",
     "lr": "learning_rate learningrate lr0 base_lr max_lr eta",
     "weight_decay": "wd decay l2 weightdecay",
@@ -194,6 +198,8 @@ def _check(recipe: Recipe) -> None:
         fail("processes", f"batch_size ({recipe.batch_size}) cannot be shared out among them: expected a divisor of it")
     if recipe.processes not in ("auto", 1) and (recipe.mixup or recipe.cutmix) and recipe.share % 2:
         fail("processes", f"each gets {recipe.share} pictures, an odd number, and mixup joins them in pairs")
+    if recipe.mix_off_epochs and recipe.mix_off_epochs >= recipe.epochs:
+        fail("mix_off_epochs", f"expected fewer than epochs ({recipe.epochs})")
     if recipe.pretrained and recipe.checkpoint:
         raise ValueError("pretrained and checkpoint both say where to start: give one")
 

@@ -248,9 +248,9 @@ def test_byte_order_mark(read):
 RGB = "expected three numbers, for pixels from 0 to 1"
 OUT_OF_RANGE = (  # keys, values that none of them may have, and what the message says
     ("epochs cycles batch_size accumulate size processes", (0, -5), "expected at least 1"),
-    ("workers crop freeze_epochs seed", (-1,), "expected at least 0"),
+    ("workers crop freeze_epochs mix_off_epochs seed", (-1,), "expected at least 0"),
     ("drop_rate drop_path val_fraction label_smoothing ema", (-0.1, 1, 1.5), "from 0 up to but not including 1"),
-    ("erase teacher_weight", (-0.1, 1.1), "expected a number from 0 to 1"),
+    ("erase mix_prob teacher_weight", (-0.1, 1.1), "expected a number from 0 to 1"),
     ("mixup cutmix momentum weight_decay warmup_epochs min_lr", (-0.1,), "expected a number of at least 0"),
     ("lr clip temperature layer_decay bn_momentum bn_eps", (0, -0.005), "expected a number above 0"),
     ("schedule augment clip_mode precision processes", ("other",), "Allowed: "),
@@ -259,7 +259,7 @@ OUT_OF_RANGE = (  # keys, values that none of them may have, and what the messag
     ("mean std", ([0.5, 0.5], [0.5]), RGB),
     ("std", ([1, 0, 1],), "expected three numbers above 0"),
     ("scale", ([0.5], [0, 1], [0.5, 1.5], [0.8, 0.2]), "expected the least and the largest share"),
-    ("warmup_epochs", (10,), "expected fewer than epochs (10)"),
+    ("warmup_epochs mix_off_epochs", (10,), "expected fewer than epochs (10)"),
     ("cycles", (2,), "expected epochs (10) to be a multiple of 3"),
     ("cycles", (10**4,), "expected at most 10"),
     ("processes", (3,), "batch_size (128) cannot be shared out among them"),
@@ -286,10 +286,10 @@ def test_what_is_just_allowed():
     for values in (
         dict.fromkeys(("epochs", "cycles", "batch_size", "accumulate", "size"), 1) | {"workers": 0, "crop": 0},
         dict.fromkeys(("drop_rate", "drop_path", "ema", "mixup", "momentum", "warmup_epochs", "erase", "seed"), 0),
-        dict.fromkeys(("drop_rate", "ema"), 0.9999) | {"teacher_weight": 1, "bn_momentum": 0.5},
+        dict.fromkeys(("drop_rate", "ema"), 0.9999) | {"teacher_weight": 1, "bn_momentum": 0.5, "mix_prob": 0},
         {"processes": "auto", "mixup": 1},
         {"processes": 64, "mixup": 1},
-        {"scale": [1, 1], "sizes": [32], "warmup_epochs": 9.9, "size": 32},
+        {"scale": [1, 1], "sizes": [32], "warmup_epochs": 9.9, "mix_off_epochs": 9, "size": 32},
     ):
         make({"model": "m"} | values)
 

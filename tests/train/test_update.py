@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 from conftest import randomize
 from safetensors.torch import load_file
+from timm.data import Mixup
 from trainings import last, rates_of, same, trained
 
 import mnv3
@@ -136,6 +137,16 @@ def test_a_teachers_share_of_the_loss_and_the_average_of_one_update(plain, tmp_p
     taught = trained(plain, tmp_path / "taught", teacher=str(folder), teacher_weight=0.25, **options)
     expected = 0.75 * alone.history[0]["train_loss"] + 0.25 * 2
     assert taught.history[0]["train_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "mixed"), [({}, [3, 3]), ({"mix_off_epochs": 1}, [3, 0]), ({"mix_prob": 0}, [0, 0])]
+)
+def test_which_batches_are_mixed(plain, tmp_path, monkeypatch, options, mixed):
+    shares, mix = [], Mixup._mix_batch
+    monkeypatch.setattr(Mixup, "_mix_batch", lambda self, x: shares.append(mix(self, x)) or shares[-1])
+    trained(plain, tmp_path, mixup=1.0, **options)
+    assert [sum(share < 1 for share in shares[at : at + 3]) for at in (0, 3)] == mixed
 
 
 # A device that computes beside us
