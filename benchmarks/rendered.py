@@ -199,6 +199,16 @@ def _cifar10(results: Path) -> list[tuple[str, str, Any, int | None, int | None]
     return found
 
 
+def cifar10_trials(results: Path) -> str:
+    """What was tried for our checkpoints on CIFAR-10."""
+    record = read(results, "cifar10_trials")
+    rows = [("", "what", "epochs", "pictures", "without", "with")]
+    for row in record["rows"]:
+        top1 = (f"{row[key]:.2f}" for key in ("without", "with"))
+        rows.append((row["model"], row["what"], row["epochs"] or "-", row["on"], *top1))
+    return with_caption(markdown_table(rows, "<<><>>"), record)
+
+
 def ablation(results: Path) -> str:
     """Squeeze-and-excite and h-swish, with and without."""
     record = read(results, "ablation")

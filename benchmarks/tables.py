@@ -43,6 +43,7 @@ TABLES: dict[str, Table] = {
     "cifar10": rendered.cifar10,
     "cifar10_by_source": rendered.cifar10_by_source,
     "cifar10_by_source.zh": partial(rendered.cifar10_by_source, chinese=True),
+    "cifar10_trials": rendered.cifar10_trials,
     "ablation": rendered.ablation,
     "training": rendered.training,
     "training_profile": rendered.training_profile,

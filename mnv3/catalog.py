@@ -86,7 +86,7 @@ SHA256 = {  # of the files
     "mnv3_small_075.lamb_in1k":       "c56c9ffc148d94301a477d5678e6802d0251b22ff23376c396eacd737edad0b7",
     "mnv3_small_050.lamb_in1k":       "2e3f6937afd4b3704450518a2710168775d6c70ebfb7a0e9aaf06200c6fbe0c4",
     "mnv3_small_tf.uint8_in1k":       "a51165768d655170638020dcb61d423072a21f48117d1284e04ce03265fb5326",
-    "mnv3_large_cifar.cifar10":       "6a924f949976a8602852731c7b1a3a788e9de3d2faed8b5c90157ff4bdcf1566",
+    "mnv3_large_cifar.cifar10":       "7cde3185b2e56d69293aeaf1da398121d7cfe87f2f2342fc2178390438d9fc0e",
     "mnv3_small_cifar.cifar10":       "d1310ef590dbb412637befbde2371ee5b108761a3138d045e8bb6f3566ac4d48",
 }
 # fmt: on
@@ -179,7 +179,7 @@ CATALOG: tuple[Checkpoint, ...] = (
     _timm(       "mnv3_small_075_tf",     "in1k",                "tf_mobilenetv3_small_075",         65.732, **TF),
     _timm(       "mnv3_large_minimal_tf", "in1k",                "tf_mobilenetv3_large_minimal_100", 72.270, **TF),
     _timm(       "mnv3_small_minimal_tf", "in1k",                "tf_mobilenetv3_small_minimal_100", 62.894, **TF),
-    _ours(       "mnv3_large_cifar",      "cifar10",             "cifar10_large",                    94.03,  **CIFAR),
+    _ours(       "mnv3_large_cifar",      "cifar10",             "cifar10_large_cutmix",             94.29,  **CIFAR),
     _ours(       "mnv3_small_cifar",      "cifar10",             "cifar10_small_distilled",          92.66,  **CIFAR),
 )
 # fmt: on
