@@ -24,7 +24,7 @@ TRAINED = pytest.mark.parametrize(
     "record", [record for record in OURS if record.recipe], ids=lambda record: record.name
 )
 # On the 1,000 pictures of ../shared/images/cifar10_mini/test, in per cent.
-MINI_TOP1 = {"mnv3_small_cifar.cifar10": 92.0, "mnv3_large_cifar.cifar10": 94.0}
+MINI_TOP1 = {"mnv3_small_cifar.cifar10": 92.0, "mnv3_large_cifar.cifar10": 94.3}
 DOCUMENT = {"mnv3_small_cifar": (91.3, 58.2e6), "mnv3_large_cifar": (93.7, 217.8e6)}  # top-1 and MACs to beat
 
 
