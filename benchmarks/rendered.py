@@ -163,14 +163,15 @@ def browser(results: Path) -> str:
 
 def cifar10(results: Path) -> str:
     """Our checkpoints on CIFAR-10 beside published ones."""
+    record = read(results, "cifar10")
     rows = [("", "top-1 / %", "MACs / M at 32 px", "parameters / M", "")]
     for source, name, top1, macs, params in _cifar10(results):
         rows.append(
             (name, top1, f"{macs / 1e6:.1f}" if macs else "-", f"{params / 1e6:.2f}" if params else "-", source)
         )
-    mirrored = (f"`{row['model']}` {row['flip']:.2f}" for row in read(results, "cifar10")["rows"])
+    mirrored = (f"`{row['model']}` {row['flip']:.2f}" for row in record["rows"])
     note = f"With the mirror image: {', '.join(mirrored)}."
-    return with_caption(markdown_table(rows, "<>>><"), read(results, "cifar10"), note)
+    return with_caption(markdown_table(rows, "<>>><"), record, note)
 
 
 def cifar10_by_source(results: Path, *, chinese: bool = False) -> str:

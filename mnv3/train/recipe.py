@@ -198,7 +198,7 @@ def _check(recipe: Recipe) -> None:
         fail("processes", f"batch_size ({recipe.batch_size}) cannot be shared out among them: expected a divisor of it")
     if recipe.processes not in ("auto", 1) and (recipe.mixup or recipe.cutmix) and recipe.share % 2:
         fail("processes", f"each gets {recipe.share} pictures, an odd number, and mixup joins them in pairs")
-    if recipe.mix_off_epochs and recipe.mix_off_epochs >= recipe.epochs:
+    if recipe.mix_off_epochs >= recipe.epochs:
         fail("mix_off_epochs", f"expected fewer than epochs ({recipe.epochs})")
     if recipe.pretrained and recipe.checkpoint:
         raise ValueError("pretrained and checkpoint both say where to start: give one")
